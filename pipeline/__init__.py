@@ -1,0 +1,18 @@
+"""Image classification that never leaves the GPU, and runs on a laptop without one."""
+
+__version__ = "0.1.0"
+
+
+class PipelineError(Exception):
+    """A problem the user can act on: its message is one sentence with the value received and the way out.
+
+    A library function raises it; a command prints the sentence and exits with ``exit_code``.
+
+    Args:
+        message: The sentence.
+        exit_code: 2 for wrong use or a missing part, 1 when part of the work failed.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,195 @@
+"""The run folder: what training leaves, and how everything after it finds that.
+
+run = runs.find()                 # runs/latest
+run.load_model().predict(images)  # uint8 in, probabilities out
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pipeline import PipelineError
+
+RUNS = Path("runs")
+LATEST = RUNS / "latest"
+TRAIN_COMMAND = "python -m pipeline.train dataset=digits name=first"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What a trained model is and what it was trained on; everything a prediction needs beside the weights.
+
+    Attributes:
+        name: The run's name.
+        model: The network's name in `pipeline.models`.
+        dataset: The data set's name in `pipeline.datasets`.
+        class_names: K names, in the order of the model's outputs.
+        input_shape: (H, W, C) of the uint8 images the model takes.
+        mean: Per-channel mean of the training split, in units of pixel / 255.
+        std: Per-channel standard deviation, same units.
+        precision: The precision the network was trained in.
+        parameters: Number of weights.
+        data_digest: Digest of the source data.
+        versions: What `device.describe` gave when the run finished.
+    """
+
+    name: str
+    model: str
+    dataset: str
+    class_names: list[str]
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+    parameters: int
+    data_digest: str
+    versions: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Read a `model_card.json`; raises `PipelineError` where it is missing or damaged."""
+        try:
+            fields = json.loads(path.read_text())
+            fields = {k: tuple(v) if k in ("input_shape", "mean", "std") else v for k, v in fields.items()}
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise PipelineError(f"{path} is no readable model card ({error}); train again: {TRAIN_COMMAND}") from None
+
+    def write(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run folder.
+
+    Attributes:
+        path: The folder, resolved (never the link ``runs/latest``).
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model.keras"
+
+    @property
+    def export_dir(self) -> Path:
+        """Where exported artifacts go; made when first asked for."""
+        folder = self.path / "export"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard.read(self.path / "model_card.json")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration the run was trained with."""
+        from omegaconf import OmegaConf
+
+        try:
+            return OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
+        except OSError as error:
+            raise PipelineError(f"{self.path / 'config.yaml'} cannot be read ({error}).") from None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "metrics.json").read_text())
+        except (OSError, ValueError) as error:
+            raise PipelineError(f"{self.path / 'metrics.json'} cannot be read ({error}).") from None
+
+    def load_model(self) -> Any:
+        """The trained Keras model: uint8 [N, H, W, C] in, float32 probabilities [N, K] out.
+
+        Raises:
+            PipelineError: The file is missing or damaged.
+        """
+        from pipeline import models
+
+        return models.load(self.model_path)
+
+    def load_dataset(self, **overrides: Any) -> Any:
+        """The `pipeline.datasets.Dataset` the run was trained on; `overrides` replace its settings (`data_dir`, …)."""
+        from pipeline import datasets
+
+        settings = {k: v for k, v in self.config["dataset"].items() if v is not None}
+        settings.update({k: v for k, v in overrides.items() if v is not None})
+        return datasets.load(**settings)
+
+
+def find(run: str | os.PathLike[str] | None = None) -> Run:
+    """The finished run in a folder, by path or by name; the newest one (``runs/latest``) by default.
+
+    Raises:
+        PipelineError: There is none; the sentence names the command that makes one.
+    """
+    wanted = Path(run) if run is not None else LATEST
+    candidates = [wanted] if wanted.is_absolute() or len(wanted.parts) > 1 else [RUNS / wanted, wanted]
+    for folder in candidates:
+        if (folder / "model.keras").is_file():
+            return Run(folder.resolve())
+    if run is None:
+        raise PipelineError(f"There is no finished run yet ({LATEST} is missing); make one: {TRAIN_COMMAND}")
+    known = ", ".join(names()) or "none"
+    if any(folder.is_dir() for folder in candidates):
+        raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); finished runs: {known}.")
+    raise PipelineError(f"There is no run {wanted}; finished runs: {known}. Make one: {TRAIN_COMMAND}")
+
+
+def names() -> list[str]:
+    """Names of the finished runs below ``runs/``, oldest first."""
+    if not RUNS.is_dir():
+        return []
+    finished = [p for p in RUNS.iterdir() if not p.is_symlink() and (p / "model.keras").is_file()]
+    return [p.name for p in sorted(finished, key=lambda p: (p / "model.keras").stat().st_mtime)]
+
+
+def set_latest(run: Path) -> None:
+    """Point ``runs/latest`` (in `run`'s parent folder) at `run`, in one step."""
+    link = run.parent / f".latest-{secrets.token_hex(4)}"
+    link.symlink_to(run.name, target_is_directory=True)
+    os.replace(link, run.parent / "latest")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON so that the file appears whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary name beside `path`, flush it to the disk, and rename.
+
+    Raises:
+        PipelineError: No room on the disk or no permission; nothing is left behind and an older `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
+
+
+def disk_error(path: Path, error: OSError) -> PipelineError:
+    """The sentence for a write that failed."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PipelineError(f"No room on the disk for {path}; free some space and run the command again.", exit_code=1)
+    return PipelineError(f"{path} cannot be written ({error.strerror or error}).", exit_code=1)
