@@ -160,7 +160,7 @@ def set_latest(run: Path) -> None:
     """Point ``runs/latest`` (in `run`'s parent folder) at `run`, in one step."""
     link = run.parent / f".latest-{secrets.token_hex(4)}"
     link.symlink_to(run.name, target_is_directory=True)
-    os.replace(link, run.parent / "latest")
+    link.replace(run.parent / "latest")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -180,7 +180,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from None
