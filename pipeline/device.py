@@ -7,6 +7,7 @@ a GPU that is there.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -16,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -265,6 +267,22 @@ def synchronize() -> None:
         import cupy
 
         cupy.cuda.runtime.deviceSynchronize()
+
+
+@contextlib.contextmanager
+def out_of_memory_sentence(way_out: str) -> Iterator[None]:
+    """Turn any library's out-of-memory error inside the block into a `PipelineError` that ends with `way_out`."""
+    try:
+        yield
+    except Exception as error:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if (
+            names & {"ResourceExhaustedError", "OutOfMemoryError", "MemoryError"}
+            or "out of memory" in str(error).lower()
+        ):
+            where = "GPU's" if has_gpu() else "machine's"
+            raise PipelineError(f"The {where} memory is not enough; {way_out}.", exit_code=1) from None
+        raise
 
 
 def free_memory() -> int:

@@ -1,0 +1,114 @@
+"""The configuration: Hydra composes it from `pipeline/conf` and the command line; mistakes become one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import PipelineError
+
+FOLDER = Path(__file__).parent / "conf"
+CHOICES = {
+    "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    "schedule": ("one_cycle", "cosine", "constant"),
+    "xla": ("auto", True, False),
+}
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved and checked configuration for these overrides, as the notebooks and tests ask for it.
+
+    Args:
+        overrides: As on the command line: ``["dataset=cifar10", "epochs=5"]``.
+
+    Raises:
+        PipelineError: An unknown name (the sentence lists the known ones) or a value out of range.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with _sentences(), initialize_config_dir(config_dir=str(FOLDER), version_base=None):
+        return resolve(hydra_compose("config", overrides=list(overrides)))
+
+
+def command(work: Callable[[dict[str, Any], list[str]], Any]) -> Callable[[], None]:
+    """Make a command of `work`, which gets the resolved configuration and the overrides of the command line."""
+    import hydra
+
+    @hydra.main(config_path=str(FOLDER), config_name="config", version_base=None)
+    def hydra_main(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        work(resolve(config), list(HydraConfig.get().overrides.task))
+
+    def main() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, instead of Hydra's own report
+        program = Path(sys.argv[0])
+        sys.argv[0] = f"python -m {program.parent.name}.{program.stem}" if program.suffix == ".py" else sys.argv[0]
+        with _sentences():
+            hydra_main()
+
+    return main
+
+
+def resolve(config: Any) -> dict[str, Any]:
+    """Turn Hydra's object into a plain dictionary and check what no part checks for itself.
+
+    Raises:
+        PipelineError: A value of the wrong type or out of range.
+    """
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.to_container(config, resolve=True)
+    settings.pop("hydra", None)
+    for key, known in CHOICES.items():
+        if settings[key] not in known:
+            raise PipelineError(
+                f"{key} is {settings[key]!r}; known values: {', '.join(str(k).lower() for k in known)}."
+            )
+    for key in ("epochs", "batch_size"):
+        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
+            raise PipelineError(f"{key} must be a whole number of at least 1, got {settings[key]!r}.")
+    if not isinstance(settings["seed"], int) or not 0 <= settings["seed"] < 2**32:
+        raise PipelineError(f"seed must be a whole number from 0 to 2**32 - 1, got {settings['seed']!r}.")
+    for key in ("label_smoothing", "warmup"):
+        if not isinstance(settings[key], int | float) or not 0 <= settings[key] < 1:
+            raise PipelineError(f"{key} must be at least 0 and below 1, got {settings[key]!r}.")
+    if (
+        not isinstance(settings["optimizer"]["learning_rate"], int | float)
+        or settings["optimizer"]["learning_rate"] <= 0
+    ):
+        raise PipelineError(f"optimizer.learning_rate must be above 0, got {settings['optimizer']['learning_rate']!r}.")
+    patience = settings["early_stopping"]
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
+    name = settings["name"]
+    if name is not None:
+        settings["name"] = name = str(name)
+        if name in ("", ".", "..", "latest") or "/" in name or name.startswith("."):
+            raise PipelineError(f"name is {name!r}; give a plain folder name, other than latest.")
+    return settings
+
+
+class _sentences:
+    """Turns Hydra's and OmegaConf's exceptions into a `PipelineError`."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        from hydra.errors import HydraException, MissingConfigException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, MissingConfigException) and error.options:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            known = ", ".join(sorted(error.options))
+            raise PipelineError(f"There is no {group} {name!r}; known ones: {known}.") from None
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            cause = error.__cause__ if "\n" not in str(error.__cause__ or "\n") else error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            detail = f" ({str(cause).splitlines()[0]})" if cause is not error and cause is not None else ""
+            raise PipelineError(f"{lines[0]}{detail} The settings are listed by --cfg job.") from None

@@ -1,0 +1,214 @@
+"""The training loop on the device: an epoch is one augmentation launch, a hand-over, and one call of a compiled graph.
+
+    loop = Loop(network, optimizer, policy, mean, std, …)
+    for epoch in range(epochs):
+        logs = loop.train_epoch(dataset.train, epoch)
+    loop.evaluate(dataset.validation)
+
+The kernel writes the images in the epoch's order, so the graph only takes slices: nothing but the permutation crosses
+the bus. Where an epoch is larger than the memory set aside for it (or, on a CPU, than a second or so of work), it is
+done in shards of whole batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+
+from pipeline import PipelineError, augment, device
+
+SHARD_FRACTION_OF_FREE_MEMORY = 0.25
+CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C is heard
+
+
+class Loop:
+    """Trains and evaluates one network on arrays that stay on the device.
+
+    Args:
+        network: From `models.build`: normalised float images to logits.
+        optimizer: A Keras optimizer; None for evaluation only.
+        policy: An `augment` policy for training images.
+        mean: Per-channel mean, in units of pixel / 255.
+        std: Per-channel standard deviation, same units.
+        batch_size: Images a step; a split smaller than that is one batch.
+        seed: Of the permutation and the augmentation.
+        label_smoothing: Fraction of the target spread over all classes (Szegedy et al., 2016).
+        precision: The dtype policy's name; the images are float16 for the mixed ones, else float32.
+        xla: Whether XLA compiles the graph.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        optimizer: Any,
+        policy: Any,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+        label_smoothing: float = 0.0,
+        precision: str = "float32",
+        xla: bool = False,
+    ):
+        self.network = network
+        self.optimizer = optimizer
+        self.policy = policy
+        self.normalise_only = augment.load_policy("none")
+        self.mean = mean
+        self.std = std
+        self.batch_size = batch_size
+        self.seed = seed
+        self.dtype = "float16" if precision.startswith("mixed") else "float32"
+        self._train_steps = _training_graph(network, optimizer, label_smoothing, xla) if optimizer is not None else None
+        self._evaluate_steps = _evaluation_graph(network, label_smoothing, xla)
+
+    def train_epoch(
+        self, split: Any, epoch: int, progress: Callable[[int, float], None] | None = None
+    ) -> dict[str, float]:
+        """Train on every image of `split` once, except the rest that fills no batch.
+
+        Args:
+            split: A `datasets.Split`.
+            epoch: From 0; with the seed it decides the order and every random draw.
+            progress: Called after each shard with the images done in it and the mean loss so far.
+
+        Returns:
+            ``loss`` and ``accuracy`` over the epoch as it was trained, and ``images_per_second``.
+
+        Raises:
+            PipelineError: The loss is not finite any more, or the device's memory is too small.
+        """
+        count = len(split.labels)
+        batch = min(self.batch_size, count)
+        order = permutation(self.seed, epoch, count)[: count - count % batch]
+        started = time.perf_counter()
+        loss = correct = done = 0.0
+        for images, labels in self._shards(split, order, batch, self.policy, epoch):
+            shard_loss, shard_correct = (float(value) for value in self._guarded(self._train_steps, images, labels))
+            size = images.shape[0] * images.shape[1]
+            loss, correct, done = loss + shard_loss, correct + shard_correct, done + size
+            if not math.isfinite(shard_loss):
+                raise PipelineError(
+                    f"The loss is no longer finite in epoch {epoch + 1} (learning rate "
+                    f"{self.learning_rate():.3g}); lower optimizer.learning_rate or set precision=float32.",
+                    exit_code=1,
+                )
+            if progress is not None:
+                progress(size, loss / done)
+        seconds = time.perf_counter() - started
+        return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
+
+    def evaluate(self, split: Any) -> dict[str, Any]:
+        """Loss and accuracy without augmentation, and the predicted classes.
+
+        Returns:
+            ``loss`` and ``accuracy`` (floats), ``predictions`` (int32 [N], NumPy).
+        """
+        count = len(split.labels)
+        if count == 0:
+            raise PipelineError("There are no images to evaluate on; this split is empty.")
+        batch = min(max(self.batch_size, 256), count)
+        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # the last batch is filled up with image 0
+        padded[:count] = numpy.arange(count)
+        loss, predictions = [], []
+        for images, labels in self._shards(split, padded, batch, self.normalise_only, 0):
+            shard_loss, shard_predictions = self._guarded(self._evaluate_steps, images, labels)
+            loss.append(device.to_numpy(shard_loss).reshape(-1))
+            predictions.append(device.to_numpy(shard_predictions).reshape(-1))
+        predicted = numpy.concatenate(predictions)[:count]
+        return {
+            "loss": float(numpy.concatenate(loss)[:count].mean()),
+            "accuracy": float((predicted == device.to_numpy(split.labels)).mean()),
+            "predictions": predicted,
+        }
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(device.to_numpy(self.optimizer.learning_rate))
+
+    def _shards(
+        self, split: Any, order: numpy.ndarray, batch: int, policy: Any, epoch: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield TensorFlow tensors: images [steps, batch, H, W, C] and int32 labels [steps, batch], in `order`."""
+        xp = device.xp()
+        steps = len(order) // batch
+        bytes_a_step = batch * math.prod(split.images.shape[1:]) * numpy.dtype(self.dtype).itemsize
+        fitting = max(1, int(device.free_memory() * SHARD_FRACTION_OF_FREE_MEMORY) // bytes_a_step)
+        shard_steps = min(fitting, steps if device.has_gpu() else CPU_STEPS_PER_SHARD)
+        for first in range(0, steps, shard_steps):
+            indices = xp.asarray(order[first * batch : (first + shard_steps) * batch])
+            taken = len(indices) // batch
+            images = augment.apply(
+                split.images, policy, self.mean, self.std,
+                seed=self.seed, epoch=epoch, indices=indices, dtype=self.dtype,
+            )  # fmt: skip
+            images = images.reshape(taken, batch, *images.shape[1:])
+            labels = xp.ascontiguousarray(split.labels[indices]).reshape(taken, batch)
+            yield device.to_tensorflow(images), device.to_tensorflow(labels)
+
+    def _guarded(self, graph: Any, *inputs: Any) -> Any:
+        with device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images"):
+            return graph(*inputs)
+
+
+def permutation(seed: int, epoch: int, count: int) -> numpy.ndarray:
+    """The order of `count` images in an epoch, int32 [count], in host memory: the same for the same seed and epoch."""
+    generator = numpy.random.Generator(numpy.random.Philox(key=[seed, epoch]))
+    return generator.permutation(numpy.int32(count)).astype(numpy.int32)
+
+
+def _smoothed(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
+    """Cross-entropy of each image with smoothed targets, float32 [N]."""
+    classes = logits.shape[-1]
+    targets = tf.one_hot(labels, classes, 1.0 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
+    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+
+
+def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: bool) -> Callable:
+    """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
+
+    Returns the sum of the losses and the number of correct images, float32 scalars.
+    """
+    tf = device.tensorflow()
+    variables = network.trainable_variables
+    optimizer.build(variables)
+
+    @tf.function(jit_compile=xla, reduce_retracing=False)
+    def train_steps(images: Any, labels: Any) -> Any:
+        total, correct = tf.constant(0.0), tf.constant(0.0)
+        for step in tf.range(tf.shape(images)[0]):
+            with tf.GradientTape() as tape:
+                logits = network(images[step], training=True)
+                loss = tf.reduce_mean(_smoothed(tf, logits, labels[step], label_smoothing))
+                penalised = loss + tf.add_n(network.losses) if network.losses else loss
+                scaled = optimizer.scale_loss(penalised)
+            optimizer.apply(tape.gradient(scaled, variables), variables)
+            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels[step])
+            total += loss * tf.cast(tf.shape(hits)[0], tf.float32)
+            correct += tf.reduce_sum(tf.cast(hits, tf.float32))
+        return total, correct
+
+    return train_steps
+
+
+def _evaluation_graph(network: Any, label_smoothing: float, xla: bool) -> Callable:
+    """A graph that gives the loss and the predicted class of each image: float32 [S, B] and int32 [S, B]."""
+    tf = device.tensorflow()
+
+    @tf.function(jit_compile=xla)
+    def evaluate_steps(images: Any, labels: Any) -> Any:
+        steps = tf.shape(images)[0]
+        losses = tf.TensorArray(tf.float32, size=steps, element_shape=labels.shape[1:])
+        predictions = tf.TensorArray(tf.int32, size=steps, element_shape=labels.shape[1:])
+        for step in tf.range(steps):
+            logits = network(images[step], training=False)
+            losses = losses.write(step, _smoothed(tf, logits, labels[step], label_smoothing))
+            predictions = predictions.write(step, tf.argmax(logits, axis=-1, output_type=tf.int32))
+        return losses.stack(), predictions.stack()
+
+    return evaluate_steps

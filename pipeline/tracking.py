@@ -1,0 +1,131 @@
+"""What watches a training: TensorBoard's files, the CSV log, the progress bar. All are plain Keras callbacks.
+
+tensorboard --logdir logs
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from pipeline import device
+
+GALLERY_IMAGES = 8
+
+
+def tensorboard_callback(
+    folder: Path,
+    network: Any,
+    *,
+    hyperparameters: dict[str, Any],
+    gallery: numpy.ndarray | None = None,
+    confusion: Any = None,
+) -> Any:
+    """A Keras callback that writes `folder` (below ``logs/``) for TensorBoard.
+
+    At the start: the augmentation gallery, the graph and the hyper-parameters. After each epoch: loss, accuracy,
+    learning rate, images/s and a histogram of every weight. At the end: the confusion matrix.
+
+    Args:
+        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``, as Keras does it.
+        network: The network that trains.
+        hyperparameters: Name to number, text or boolean, for the HParams page.
+        gallery: uint8 [h, w, 3], the policy's gallery.
+        confusion: Called without arguments at the end of training for the confusion matrix, uint8 [h, w, 3].
+    """
+    tf = device.tensorflow()
+    import keras
+    from tensorboard.plugins.hparams import api as hparams
+
+    class TensorBoardFiles(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.train = tf.summary.create_file_writer(str(folder / "train"))
+            self.validation = tf.summary.create_file_writer(str(folder / "validation"))
+            with self.train.as_default(step=0):
+                if gallery is not None:
+                    tf.summary.image("augmentation", gallery[None])
+                forward = tf.function(lambda images: network(images, training=False))
+                shape = (1, *network.input_shape[1:])
+                tf.summary.graph(forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph)
+            with tf.summary.create_file_writer(str(folder)).as_default():
+                hparams.hparams(hyperparameters, trial_id=folder.name)
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs = logs or {}
+            for writer, prefix in ((self.train, ""), (self.validation, "val_")):
+                with writer.as_default(step=epoch + 1):
+                    for key in ("loss", "accuracy"):
+                        if prefix + key in logs:
+                            tf.summary.scalar(f"epoch_{key}", logs[prefix + key])
+            with self.train.as_default(step=epoch + 1):
+                for key in ("learning_rate", "images_per_second"):
+                    if key in logs:
+                        tf.summary.scalar(key, logs[key])
+                for weight in network.weights:
+                    tf.summary.histogram(weight.path, device.to_numpy(weight.value))
+            self.train.flush()
+            self.validation.flush()
+
+        def on_train_end(self, logs: Any = None) -> None:
+            if confusion is not None:
+                with self.validation.as_default(step=self.params.get("epochs", 0)):
+                    tf.summary.image("confusion_matrix", confusion()[None])
+            self.train.close()
+            self.validation.close()
+
+    return TensorBoardFiles()
+
+
+def figure_pixels(figure: Any) -> numpy.ndarray:
+    """Render a matplotlib figure: uint8 [h, w, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names with plain values, as TensorBoard's HParams page takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class ProgressBar:
+    """Epoch, images/s and time left: a bar on a terminal, one line an epoch elsewhere."""
+
+    def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0):
+        from tqdm.auto import tqdm
+
+        self.epochs = epochs
+        self.on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=epochs * images_an_epoch, initial=first_epoch * images_an_epoch, unit=" images", unit_scale=True,
+            disable=not self.on_terminal, file=sys.stderr, leave=False, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def start_epoch(self, epoch: int) -> None:
+        self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}")
+
+    def advance(self, images: int, loss: float) -> None:
+        self.bar.update(images)
+        self.bar.set_postfix_str(f"loss {loss:.4f}")
+
+    def end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+        line = (
+            f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  "
+            f"val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}  "
+            f"learning rate {logs['learning_rate']:.4f}  {logs['images_per_second']:,.0f} images/s"
+        )
+        self.bar.write(line, file=sys.stdout)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,375 @@
+"""Train a network: ``python -m pipeline.train dataset=cifar10 data_dir=DATA model=cnn epochs=5 name=first``.
+
+The run lands in ``runs/first`` and its TensorBoard files in ``logs/first``. ``resume=runs/first`` goes on with a run
+that was interrupted. Every setting is in `pipeline/conf`; ``--cfg job`` prints them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import fcntl
+import io
+import random
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from pipeline import (
+    PipelineError,
+    augment,
+    checkpoints,
+    cli,
+    config,
+    datasets,
+    device,
+    evaluate,
+    models,
+    optimizers,
+    runs,
+    tracking,
+)
+from pipeline.loop import Loop
+
+LOGS = Path("logs")
+
+
+def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
+    """Train as `settings` say, from the data set to the finished run folder.
+
+    Args:
+        settings: From `config.compose`.
+        callbacks: More Keras callbacks; they are called at the start and end of training and of each epoch.
+
+    Returns:
+        The finished run, which ``runs/latest`` then points at.
+
+    Raises:
+        PipelineError: A setting, the data, the memory or the disk does not allow it, the loss is no longer finite, or
+            Ctrl-C was pressed; finished epochs are kept, and the sentence says how to go on.
+    """
+    settings = resumed(settings)
+    seed_everything(settings["seed"])
+    with claimed_folder(settings) as folder:
+        dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
+        settings = keep_settings(folder, settings, dataset)
+        loop = build_loop(settings, dataset)
+        try:
+            progress = fit(loop, settings, dataset, folder, callbacks)
+        except KeyboardInterrupt:
+            raise PipelineError(f"Stopped; the finished epochs are kept. {how_to_go_on(folder)}", 130) from None
+        return finish(loop, settings, dataset, folder, progress)
+
+
+def build_loop(settings: dict[str, Any], dataset: Any) -> Loop:
+    """The network, its optimizer and the loop that trains it, for one data set."""
+    precision = chosen_precision(settings["precision"])
+    with precision_policy(precision):
+        options = {k: v for k, v in settings["model"].items() if k != "name"}
+        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
+        images = len(dataset.train.labels)
+        optimizer = optimizers.build(
+            settings["optimizer"],
+            schedule=settings["schedule"],
+            warmup=settings["warmup"],
+            total_steps=settings["epochs"] * (images // min(settings["batch_size"], images)),
+        )
+    network.compile(optimizer=optimizer, auto_scale_loss=False)  # Keras callbacks look for model.optimizer
+    return Loop(
+        network,
+        optimizer,
+        augment.load_policy(settings["augment"]),
+        dataset.mean,
+        dataset.std,
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        label_smoothing=settings["label_smoothing"],
+        precision=precision,
+        xla=device.has_gpu() if settings["xla"] == "auto" else settings["xla"],
+    )
+
+
+def fit(
+    loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path, callbacks: Sequence[Any] = ()
+) -> checkpoints.Progress:
+    """Train epoch after epoch, from the newest checkpoint on; each epoch ends with a checkpoint.
+
+    Returns:
+        The history; the network then has the weights of the epoch with the best validation accuracy.
+    """
+    network, epochs = loop.network, settings["epochs"]
+    variables = [*network.variables, *loop.optimizer.variables]
+    progress = checkpoints.resume(folder / "checkpoints", variables)
+    stopper = early_stopping(settings["early_stopping"], progress)
+    watchers = [*stopper, *watching(loop, settings, dataset, folder), *callbacks]
+    listeners = _callback_list(watchers, network, epochs)
+    bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch)
+    listeners.on_train_begin()
+    replay(stopper, progress)
+    try:
+        while progress.epoch < epochs and not network.stop_training:
+            started, epoch = time.perf_counter(), progress.epoch
+            bar.start_epoch(epoch)
+            listeners.on_epoch_begin(epoch)
+            logs = loop.train_epoch(dataset.train, epoch, bar.advance)
+            validation = loop.evaluate(dataset.validation)
+            logs.update(val_loss=validation["loss"], val_accuracy=validation["accuracy"])
+            logs["learning_rate"] = loop.learning_rate()
+            progress.epoch, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - started
+            progress.history.append(logs)
+            keep_epoch(folder, network, variables, progress)
+            bar.end_epoch(epoch, logs)
+            listeners.on_epoch_end(epoch, logs)
+    finally:
+        bar.close()
+    checkpoints.load(folder / "checkpoints" / "best.npz", network.variables)
+    listeners.on_train_end()
+    return progress
+
+
+def finish(
+    loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path, progress: checkpoints.Progress
+) -> runs.Run:
+    """Write the model, its card and `metrics.json`, measure the test split, and point ``runs/latest`` here."""
+    with precision_policy("float32"):  # the file is for any machine, whatever precision it was trained in
+        options = {k: v for k, v in settings["model"].items() if k != "name"}
+        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
+        network.set_weights(loop.network.get_weights())
+        deployable = models.deployable(network, dataset.mean, dataset.std)
+    save_model(deployable, folder / "model.keras")
+    card = runs.ModelCard(
+        name=folder.name,
+        model=settings["model"]["name"],
+        dataset=dataset.name,
+        class_names=list(dataset.class_names),
+        input_shape=tuple(dataset.image_shape),
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+        precision=chosen_precision(settings["precision"]),
+        parameters=network.count_params(),
+        data_digest=dataset.digest,
+        versions=device.describe(),
+    )
+    card.write(folder / "model_card.json")
+    best = progress.history[progress.best_epoch - 1]
+    speeds = [logs["images_per_second"] for logs in progress.history]
+    training = {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "validation_accuracy": best["val_accuracy"],
+        "validation_loss": best["val_loss"],
+        "train_seconds": progress.seconds,
+        "images_per_second": statistics.median(speeds[1:] or speeds),  # the first epoch holds the compilation
+        "history": progress.history,
+    }
+    runs.write_json(folder / "metrics.json", training)
+    run = runs.Run(folder.resolve())
+    evaluate.evaluate(run, dataset, "test")
+    runs.set_latest(folder)
+    return run
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow; on a CPU, also make TensorFlow add in a fixed order."""
+    tf = device.tensorflow()
+    import keras
+
+    random.seed(seed)
+    keras.utils.set_random_seed(seed)
+    if not device.has_gpu():
+        tf.config.experimental.enable_op_determinism()
+
+
+def chosen_precision(precision: str) -> str:
+    """What ``auto`` means on this machine: bfloat16 from Ampere on, float16 on Volta and Turing, else float32."""
+    if precision != "auto":
+        return precision
+    capability = device.compute_capability()
+    if capability is None or capability < (7, 0):
+        return "float32"
+    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+
+
+@contextlib.contextmanager
+def precision_policy(name: str) -> Iterator[None]:
+    """Keras's dtype policy inside the block; the one before comes back after it."""
+    device.tensorflow()
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def resumed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that ``resume`` names; without it, `settings` as they are.
+
+    Raises:
+        PipelineError: There is no such run, or it is finished.
+    """
+    if settings["resume"] is None:
+        return settings
+    folder = Path(settings["resume"])
+    folder = folder if (folder / "config.yaml").is_file() else runs.RUNS / folder
+    if not (folder / "config.yaml").is_file():
+        raise PipelineError(f"There is no run to go on with in {settings['resume']} (no config.yaml in it).")
+    folder = folder.resolve()
+    if (folder / "metrics.json").is_file() and "test_accuracy" in runs.Run(folder).metrics:
+        raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
+    kept = runs.Run(folder).config
+    kept["resume"] = str(folder)
+    if settings["data_dir"] is not None:
+        kept["dataset"]["data_dir"] = settings["data_dir"]
+    return kept
+
+
+@contextlib.contextmanager
+def claimed_folder(settings: dict[str, Any]) -> Iterator[Path]:
+    """The run's folder, held with a lock for as long as the block runs, so that no second run writes into it.
+
+    Raises:
+        PipelineError: Another run has the name, or is writing there now.
+    """
+    if settings["resume"] is not None:
+        folder = Path(settings["resume"])
+    else:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = runs.RUNS / (settings["name"] or f"{stamp}-{settings['dataset']['name']}-{settings['model']['name']}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise runs.disk_error(folder, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PipelineError(f"Another process is writing to {folder}; choose another name=….") from None
+        if settings["resume"] is None and (folder / "config.yaml").exists():
+            raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
+        try:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            yield folder
+        except OSError as error:  # whatever part met a full disk, the sentence is the same
+            raise runs.disk_error(Path(error.filename or folder), error) from None
+
+
+def keep_settings(folder: Path, settings: dict[str, Any], dataset: Any) -> dict[str, Any]:
+    """Write `config.yaml`, or on resuming check that the data is still what the run began with."""
+    from omegaconf import OmegaConf
+
+    if settings["resume"] is not None:
+        if settings["data_digest"] != dataset.digest:
+            raise PipelineError(f"The data set has changed since {folder.name} began; start a new run.")
+        return settings
+    where = settings["dataset"].get("data_dir")
+    settings = {**settings, "name": folder.name, "data_digest": dataset.digest}
+    settings["dataset"] = {**settings["dataset"], "data_dir": str(Path(where).resolve()) if where else None}
+    runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
+    return settings
+
+
+def keep_epoch(folder: Path, network: Any, variables: Sequence[Any], progress: checkpoints.Progress) -> None:
+    """Write the best weights so far, the checkpoint and the history after an epoch; in this order, so that a kill
+    between two of them costs nothing."""
+    best = max(range(progress.epoch), key=lambda epoch: (progress.history[epoch]["val_accuracy"], epoch)) + 1
+    progress.best_epoch = best
+    if best == progress.epoch:
+        checkpoints.save(folder / "checkpoints" / "best.npz", network.variables, progress)
+    checkpoints.save_epoch(folder / "checkpoints", variables, progress)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", *progress.history[0]])
+    writer.writeheader()
+    writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
+    runs.write_whole(folder / "history.csv", text.getvalue().encode())
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Save a Keras model so that the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        model.save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -> list[Any]:
+    """The TensorBoard callback of a run."""
+    from pipeline.augment import gallery
+
+    sample = dataset.train.images[: tracking.GALLERY_IMAGES]
+
+    def confusion() -> numpy.ndarray:
+        predictions = loop.evaluate(dataset.validation)["predictions"]
+        labels = device.to_numpy(dataset.validation.labels)
+        return tracking.figure_pixels(evaluate.confusion_figure(labels, predictions, dataset.class_names))
+
+    return [
+        tracking.tensorboard_callback(
+            LOGS / folder.name,
+            loop.network,
+            hyperparameters=tracking.flatten({k: v for k, v in settings.items() if v is not None}),
+            gallery=gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings["seed"]),
+            confusion=confusion,
+        )
+    ]
+
+
+def early_stopping(patience: int | None, progress: checkpoints.Progress) -> list[Any]:
+    """Keras's early stopping on the validation accuracy; nothing where `patience` is None."""
+    import keras
+
+    if patience is None:
+        return []
+    return [keras.callbacks.EarlyStopping(monitor="val_accuracy", mode="max", patience=patience)]
+
+
+def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
+    """Let early stopping see the epochs of the sittings before, so that its patience carries over."""
+    for callback in stopper:
+        for epoch, logs in enumerate(progress.history):
+            callback.on_epoch_end(epoch, logs)
+
+
+def how_to_go_on(folder: Path) -> str:
+    return f"Go on with: python -m pipeline.train resume={runs.RUNS / folder.name}"
+
+
+def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:
+    import keras
+
+    network.stop_training = False
+    return keras.callbacks.CallbackList(list(callbacks), model=network, epochs=epochs)
+
+
+def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
+    """What the command does with its configuration."""
+    given = [override for override in overrides if override.split("=")[0] not in ("resume", "data_dir")]
+    if settings["resume"] is not None and given:
+        raise PipelineError(f"resume= goes on with the run's own settings; leave out {', '.join(given)}.")
+    run = train(settings)
+    metrics = run.metrics
+    print(
+        f"test accuracy {metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s, "
+        f"{metrics['train_seconds']:.1f} s of training; the run is in {runs.RUNS / run.name}"
+    )
+    print(f"next: python -m export.tflite --run {runs.RUNS / run.name}   tensorboard --logdir {LOGS}")
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    config.command(main_work)()
+
+
+if __name__ == "__main__":
+    cli.run(main)
