@@ -1,0 +1,251 @@
+"""Images with labels from many sources, always as the same thing.
+
+dataset = datasets.load("digits")
+dataset = datasets.load("cifar10", "../data", limit_per_class=100)
+dataset = datasets.load("image_folder", "my_photos", image_size=64)
+dataset.train.images       # uint8 [N, H, W, C], on the GPU where there is one
+
+A new source is one file in this folder and one line in `_SOURCES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import PipelineError, columns, device, frames
+from pipeline.columns import Rejected, Split
+from pipeline.datasets.images import ImageError, decode_image, fit_image
+from pipeline.datasets.source import SPLITS, Settings, Source, check, decode
+
+__all__ = ["Dataset", "ImageError", "Rejected", "Split", "decode_image", "fit_image", "load", "names"]
+
+_SOURCES = {name: f"pipeline.datasets.{name}" for name in ("digits", "cifar10", "parquet", "image_folder")}
+_TEST_SEED = 0  # a test split made here is the same for every seed, so that no run trains on another's test images
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dataset:
+    """A data set, ready to compute with.
+
+    Attributes:
+        name: Its name in this package.
+        class_names: K names, in the order of the labels.
+        train: The training split.
+        validation: The validation split; empty where none was asked for.
+        test: The test split.
+        mean: Per-channel mean of the training split, in units of 0..1 (pixel / 255).
+        std: Per-channel standard deviation, same units.
+        digest: Digest of the source data; the same as long as the source does not change.
+        rejected: The images that could not be read and were left out, with the reason.
+    """
+
+    name: str
+    class_names: list[str]
+    train: Split
+    validation: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    rejected: list[Rejected]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name: train, validation, test."""
+        return {name: getattr(self, name) for name in SPLITS}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        return f"{self.name}: {sizes} images of {'×'.join(map(str, self.image_shape))} in {self.num_classes} classes"
+
+
+def names() -> list[str]:
+    """The names that `load` knows."""
+    return list(_SOURCES)
+
+
+def load(
+    name: str = "digits",
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    class_names: Sequence[str] | None = None,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    limit_per_class: int | None = None,
+    max_rejected: float = 0.01,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Dataset:
+    """Load a data set: the first time by decoding its images in parallel, then from the columnar cache.
+
+    Args:
+        name: One of `names()`.
+        data_dir: Where the data is; each source says what it looks for there.
+        image_size: Height and width to bring every image to (one number for both): the shorter side is resized to
+            fit, the longer one cropped around the centre. None keeps the size, which must then be the same for all.
+        channels: 1 makes every image grey, 3 RGB. None keeps what they are, which must then be the same for all.
+        class_names: The names of labels 0 to K - 1, for `parquet` files that do not name them.
+        test_fraction: Share of each class that becomes the test split where the source has none; chosen once, not by
+            `seed`.
+        validation_fraction: Share of each class of the training images that becomes the validation split where the
+            source has none, chosen by `seed`; 0 leaves it empty.
+        seed: Seed of that choice, and of that of `limit_per_class`.
+        classes: Keep only these classes, numbered anew in the order they have in the source.
+        limit_per_class: Keep at most this many images of each class in each split of the source.
+        max_rejected: Share of the images that may be unreadable; more of them stop the load.
+        cache_dir: The cache folder; ``$PIPELINE_CACHE``, else the user's, by default.
+        progress: Show progress bars on a terminal.
+
+    Returns:
+        The data set; arrays are CuPy on a GPU and NumPy without.
+
+    Raises:
+        PipelineError: An unknown name or class, missing or unusable data, too many unreadable images, no room on the
+            disk or in memory.
+
+    Example:
+        >>> dataset = load("digits", progress=False)
+        >>> dataset
+        digits: 1,293 train, 145 validation, 359 test images of 32×32×1 in 10 classes
+    """
+    if name not in _SOURCES:
+        raise PipelineError(f"There is no data set {name!r}; the known ones are: {', '.join(names())}.")
+    if class_names is not None and name != "parquet":
+        raise PipelineError(f"class_names is for the data set 'parquet'; {name!r} has class names of its own.")
+    if channels not in (None, 1, 3):
+        raise PipelineError(f"channels is {channels!r}; pass 1 (grey), 3 (RGB), or leave it out.")
+    if not 0 <= max_rejected <= 1:
+        raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1.")
+    settings = Settings(
+        image_size=_size(image_size),
+        channels=channels,
+        class_names=_texts("class_names", class_names),
+        cache=columns.cache_folder(cache_dir),
+        progress=progress,
+    )
+    place = Path(data_dir).expanduser().resolve() if data_dir is not None else None
+    source: Source = importlib.import_module(_SOURCES[name]).source(place, settings)
+    header, splits = _cached(name, source, settings)
+    _check_rejected(header, source, max_rejected)
+
+    kept = header.class_names
+    if "test" not in splits:
+        splits["train"], splits["test"] = _divide(splits["train"], test_fraction, _TEST_SEED)
+    if (wanted := _texts("classes", classes)) is not None:
+        for split_name, split in splits.items():
+            indices, labels, kept = frames.select_classes(split.labels, header.class_names, wanted)
+            splits[split_name] = dataclasses.replace(split.take(indices), labels=labels)
+        if len(kept) < 2:
+            raise PipelineError(f"classes={wanted} leaves {len(kept)} class; a classifier needs at least two.")
+    if limit_per_class is not None:
+        splits = {
+            split_name: split.take(frames.limit_per_class(split.labels, limit_per_class, seed))
+            for split_name, split in splits.items()
+        }
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _divide(splits["train"], validation_fraction, seed)
+    _check_train(splits["train"], kept, source)
+    mean, std = frames.channel_statistics(splits["train"].images)
+    return Dataset(
+        name, kept, splits["train"], splits["validation"], splits["test"], mean, std, header.digest, header.rejected
+    )
+
+
+def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    kept, held_out = frames.stratified_split(split.labels, fraction, seed)
+    return split.take(kept), split.take(held_out)
+
+
+def _size(value: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        height, width = (value, value) if isinstance(value, int) else value
+        if int(height) == height >= 1 and int(width) == width >= 1:
+            return int(height), int(width)
+    except (TypeError, ValueError):
+        pass
+    raise PipelineError(f"image_size is {value!r}; pass one number of pixels, or height and width.")
+
+
+def _texts(name: str, values: Iterable[str] | None) -> list[str] | None:
+    if isinstance(values, str):
+        raise PipelineError(f"{name} is the text {values!r}; pass a list of names.")
+    return [str(value) for value in values] if values is not None else None
+
+
+def _cached(name: str, source: Source, settings: Settings) -> tuple[columns.Header, dict[str, Split]]:
+    """The whole of a source from its cache file, which is made where it is missing, stale or damaged."""
+    digest = _hash(source.digest)
+    # One file for each place and way of decoding: a source that changes replaces its file.
+    key = _hash(f"{source.location}\0{settings.image_size}\0{settings.channels}")
+    path = settings.cache / "datasets" / f"{name}-{key[:16]}.parquet"
+    header = columns.read_header(path)
+    if header is not None and header.digest == digest:
+        splits = columns.read(path, header)
+        if splits is not None:
+            return header, splits
+        _log.warning("The cache file %s is damaged; it is made again.", path)
+    contents = source.read()
+    check(contents, source.location)
+    rejected: list[Rejected] = []
+    batches = decode(contents, settings, rejected, name=name)
+    columns.write(path, batches, digest=digest, class_names=contents.class_names, rejected=rejected)
+    header = columns.read_header(path)
+    splits = columns.read(path, header) if header is not None else None
+    if splits is None:
+        raise PipelineError(f"{path} cannot be read back after it was written; check the disk.", exit_code=1)
+    return header, splits
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _check_rejected(header: columns.Header, source: Source, limit: float) -> None:
+    """Name the images that were left out, and stop where they are too many."""
+    rejected, total = header.rejected, sum(header.rows) + len(header.rejected)
+    if not rejected:
+        return
+    listed = [f"{image.path} ({image.reason})" for image in rejected]
+    if len(rejected) > limit * total:
+        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+        raise PipelineError(
+            f"{len(rejected)} of {total} images of {source.location} cannot be read, more than "
+            f"max_rejected={limit:g} allows: {', '.join(listed[:5])}{more}; repair or remove them, "
+            "or set max_rejected.",
+            exit_code=1,
+        )
+    _log.warning("Left out %d of %d images of %s: %s", len(rejected), total, source.location, ", ".join(listed))
+
+
+def _check_train(split: Split, class_names: list[str], source: Source) -> None:
+    counts = np.bincount(device.to_numpy(split.labels), minlength=len(class_names))
+    if counts.min() == 0:
+        empty = class_names[int(counts.argmin())]
+        raise PipelineError(
+            f"The class {empty!r} of {source.location} has no readable training image; add some or remove the class.",
+            exit_code=1,
+        )

@@ -1,0 +1,174 @@
+"""`parquet`: Parquet files with encoded images and labels, as Hugging Face writes them.
+
+The image column is `img` or `image`: binary, or a struct with `bytes` (and `path`). The label column is `label` or
+`labels`: integers, or strings. Class names come from `class_names`, else from Hugging Face's metadata in the file, else
+from the labels. `data_dir` is one file, or a folder of them whose names (or whose folders' names) begin with train,
+validation or test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import PipelineError
+from pipeline.datasets import archives
+from pipeline.datasets.source import SPLITS, Contents, Encoded, Settings, Source
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels")
+_SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
+                "dev": "validation", "test": "test"}  # fmt: skip
+
+
+def source(data_dir: Path | None, settings: Settings) -> Source:
+    """The Parquet files at `data_dir`.
+
+    Raises:
+        PipelineError: There are none, or some cannot be told to belong to a split.
+    """
+    if data_dir is None:
+        raise PipelineError("The data set 'parquet' needs data_dir=…, a Parquet file or a folder of them.")
+    if data_dir.is_file():
+        return from_files({"train": [data_dir]}, settings)
+    if not data_dir.is_dir():
+        raise PipelineError(f"There is no file or folder {data_dir}; set data_dir to the Parquet files.")
+    found = find(data_dir, deep=True)
+    if not found:
+        raise PipelineError(f"There is no .parquet file in {data_dir}; set data_dir to the folder that holds them.")
+    return from_files(found, settings)
+
+
+def find(folder: Path, *, deep: bool) -> dict[str, list[Path]]:
+    """The Parquet files of a folder (with `deep`, also of the folders in it), by split.
+
+    Files of no recognisable split are all training images where none has one.
+
+    Raises:
+        PipelineError: Some files belong to a split and others do not.
+    """
+    found: dict[str, list[Path]] = {}
+    nameless = []
+    for path in sorted(folder.rglob("*.parquet") if deep else folder.glob("*.parquet")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        words = [re.split(r"[^a-z]", part.lower())[0] for part in reversed(parts)]
+        split = next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
+        nameless.append(path) if split is None else found.setdefault(split, []).append(path)
+    if nameless and found:
+        raise PipelineError(
+            f"{nameless[0]} belongs to no split; begin its name with train, validation or test, or move it away."
+        )
+    return {"train": nameless} if nameless else found
+
+
+def from_files(files: dict[str, list[Path]], settings: Settings, names: list[str] | None = None) -> Source:
+    """A source of Parquet files by split; `names` are the class names where neither user nor file gives any."""
+    paths = [path for split in SPLITS for path in files.get(split, [])]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    location = paths[0] if len(paths) == 1 else root
+    digest = archives.digest_of(paths, root) + (":" + "\0".join(settings.class_names) if settings.class_names else "")
+    return Source(str(location), digest, lambda: _read(files, settings.class_names, names))
+
+
+def _read(files: dict[str, list[Path]], given: list[str] | None, fallback: list[str] | None) -> Contents:
+    columns = {split: [_labels(path) for path in paths] for split, paths in files.items()}
+    everything = pa.chunked_array([c.cast(pa.string()) for part in columns.values() for c in part], pa.string())
+    first = next(iter(columns.values()))[0]
+    text = pa.types.is_string(first.type)
+    known = given or _hugging_face_names(next(path for paths in files.values() for path in paths)) or fallback
+    if text:
+        names = known or sorted(everything.unique().to_pylist())
+        position = {name: index for index, name in enumerate(names)}
+    else:
+        values = sorted(map(int, everything.unique().to_pylist()))
+        names = known or [str(value) for value in values]
+        position = None if known else {value: index for index, value in enumerate(values)}
+    labels = {}
+    for split, part in columns.items():
+        values = [value for column in part for value in column.to_pylist()]
+        if position is not None:
+            unknown = next((value for value in values if value not in position), None)
+            if unknown is not None:
+                raise PipelineError(
+                    f"The label {unknown!r} is none of the classes {', '.join(names)}; correct class_names."
+                )
+            values = [position[value] for value in values]
+        labels[split] = np.asarray(values, np.int64)
+    return Contents(list(names), labels, lambda split: _images(files[split]))
+
+
+def _labels(path: Path) -> pa.ChunkedArray:
+    """The label column of a file: int64, or strings.
+
+    Raises:
+        PipelineError: No readable Parquet file, no such column, another type, or a missing label.
+    """
+    try:
+        schema = pq.read_schema(path)
+        name = _column(path, schema, LABEL_COLUMNS, "label")
+        labels = pq.read_table(path, columns=[name]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    if labels.null_count:
+        raise PipelineError(f"{path} has {labels.null_count} rows without a label; remove them or label them.")
+    kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
+    if pa.types.is_integer(kind):
+        return labels.cast(pa.int64())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return labels.cast(pa.string())
+    raise PipelineError(f"The column {name!r} of {path} is {labels.type}; labels must be integers or strings.")
+
+
+def _column(path: Path, schema: pa.Schema, candidates: tuple[str, ...], purpose: str) -> str:
+    found = [name for name in candidates if name in schema.names]
+    if not found:
+        wanted, have = " or ".join(map(repr, candidates)), ", ".join(schema.names) or "none"
+        raise PipelineError(f"{path} has no {purpose} column {wanted}; its columns are: {have}. Rename one of them.")
+    return found[0]
+
+
+def _damaged(path: Path, error: Exception) -> PipelineError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return PipelineError(f"{path} cannot be read as Parquet ({reason}); get it again.", exit_code=1)
+
+
+def _hugging_face_names(path: Path) -> list[str] | None:
+    """The class names in the metadata that Hugging Face's `datasets` writes, or None."""
+    schema = pq.read_schema(path)
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = next(features[name] for name in LABEL_COLUMNS if name in features)["names"]
+    except (KeyError, ValueError, TypeError, StopIteration):
+        return None
+    names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
+    return [str(name) for name in names] or None
+
+
+def _images(paths: list[Path]) -> Iterator[tuple[str, Encoded]]:
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                name = _column(path, file.schema_arrow, IMAGE_COLUMNS, "image")
+                kind = file.schema_arrow.field(name).type
+                nested = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+                if not (nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                    raise PipelineError(
+                        f"The column {name!r} of {path} is {kind}; it must hold encoded images (binary)."
+                    )
+                row = 0
+                for batch in file.iter_batches(batch_size=256, columns=[name]):
+                    for value in batch.column(0).to_pylist():
+                        data, inner = (value or {}).get("bytes") if nested else value, (value or {}) if nested else {}
+                        yield inner.get("path") or f"{path.name}#{row}", data
+                        row += 1
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
