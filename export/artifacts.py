@@ -1,0 +1,307 @@
+"""What every exported artifact shares: appearing whole, carrying its class names, being measured, and `export.json`.
+
+with artifacts.whole(path) as temporary: ...         # appears whole or not at all
+sample = artifacts.test_sample(run, dataset)         # test images and what the Keras model says about them
+artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import os
+import secrets
+import shutil
+import statistics
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import PipelineError, device, runs
+
+if TYPE_CHECKING:
+    from export.predict import Predictor
+
+LABELS = "labels.json"
+ACCURACY_IMAGES = 10_000
+AGREEMENT_IMAGES = 1_000
+THROUGHPUT_BATCH = 64
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what is written there (a file or a folder) is renamed when the block ends.
+
+    An older `path` is replaced then, and stays if the block fails. Two processes that write the same `path` do each
+    other no harm: the later one wins.
+
+    Raises:
+        PipelineError: No room on the disk or no permission; nothing is left behind.
+    """
+    temporary = _hidden(path)
+    try:
+        yield temporary
+        with _lock(path.parent):
+            _replace(temporary, path)
+    except OSError as error:
+        raise runs.disk_error(path, error) from None
+    except PipelineError:
+        raise
+    except Exception as error:
+        # TensorFlow's writers have their own exceptions; only the text tells a full disk from a bug.
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise runs.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
+        raise
+    finally:
+        _remove(temporary)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; a folder cannot be renamed onto a full one, so the old one steps aside first."""
+    if not path.is_dir():
+        temporary.replace(path)
+        return
+    old = _hidden(path)
+    path.replace(old)
+    try:
+        temporary.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    _remove(old)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the export folder for the instant of a rename or an update of `export.json`."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# --- class names ---------------------------------------------------------------------------------------------------
+
+
+def labels(card: runs.ModelCard) -> bytes:
+    """The content of `labels.json`, which travels with an artifact: class names in the order of the outputs."""
+    content = {"class_names": list(card.class_names), "input_shape": list(card.input_shape)}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
+    """A TFLite file with `labels.json` in a zip archive at its end, the place of TFLite's associated files.
+
+    The interpreter ignores what follows the flatbuffer, and ``unzip model.tflite`` shows the labels.
+    """
+    content = io.BytesIO(flatbuffer)
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.writestr(LABELS, labels(card))
+    return content.getvalue()
+
+
+def read_class_names(artifact: Path) -> list[str] | None:
+    """Class names from inside the artifact, else from the `model_card.json` of the run it lies in, else None."""
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        if artifact.is_dir():
+            content = (artifact / LABELS).read_bytes()
+        else:
+            with zipfile.ZipFile(artifact) as archive:
+                content = archive.read(LABELS)
+        return [str(name) for name in json.loads(content)["class_names"]]
+    # An artifact lies in the run folder or below its export/.
+    for folder in list(artifact.resolve().parents)[:2]:
+        if (folder / "model_card.json").is_file():
+            return list(runs.ModelCard.read(folder / "model_card.json").class_names)
+    return None
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
+    """Choose images evenly over the classes, as far as each class has them, in a seeded random order.
+
+    Args:
+        labels: int [N], NumPy or CuPy.
+        count: How many; all N where there are fewer.
+        seed: Of the choice.
+
+    Returns:
+        int64 [min(N, count)] indices without repetition, on the host.
+    """
+    labels = device.to_numpy(labels)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    rank_in_class = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank_in_class[members] = np.arange(len(members))
+    # The first of every class, then the second of every class, and so on.
+    chosen = order[np.argsort(rank_in_class[order], kind="stable")][:count]
+    return generator.permutation(chosen)
+
+
+def calibration_images(dataset: Any, count: int, seed: int = 0) -> np.ndarray:
+    """Training images for calibration: uint8 [min(N, count), H, W, C] on the host, evenly over the classes."""
+    indices = balanced_sample(dataset.train.labels, count, seed)
+    return np.ascontiguousarray(device.to_numpy(dataset.train.images[device.to_device(indices)]))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Test images with what is expected of them.
+
+    Attributes:
+        images: uint8 [N, H, W, C], where the pipeline's arrays live.
+        labels: int32 [N] on the host.
+        reference: float32 [N, K] on the host: the Keras model's probabilities.
+    """
+
+    images: Any
+    labels: np.ndarray
+    reference: np.ndarray
+
+
+def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
+    """Up to 10,000 test images in a seeded order; measures the Keras model on them and records it as ``model.keras``.
+
+    Raises:
+        PipelineError: The data set does not fit the run (other classes or another image shape), or has no test images.
+    """
+    from export.predict import Predictor
+
+    check_dataset(run, dataset)
+    if len(dataset.test.labels) == 0:
+        raise PipelineError(f"The data set {dataset.name} has no test images to measure an artifact on.")
+    order = balanced_sample(dataset.test.labels, ACCURACY_IMAGES, seed)
+    keras_model = Predictor.load(run.model_path)
+    images = dataset.test.images[device.to_device(order)]
+    sample = Sample(images, device.to_numpy(dataset.test.labels)[order], keras_model.probabilities(images))
+    record(run, run.model_path, measure(keras_model, sample))
+    return sample
+
+
+def check_dataset(run: runs.Run, dataset: Any) -> None:
+    """Raise `PipelineError` unless `dataset` has the classes and the image shape `run` was trained on."""
+    card = run.card
+    shape = tuple(dataset.train.images.shape[1:])
+    if shape != tuple(card.input_shape) or list(dataset.class_names) != list(card.class_names):
+        raise PipelineError(
+            f"The data set {dataset.name} ({len(dataset.class_names)} classes, images of {shape}) is not what the run "
+            f"{run.name} was trained on ({len(card.class_names)} classes, images of {tuple(card.input_shape)}); "
+            f"pass the data set of the run, or its --data-dir."
+        )
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
+    """Size, accuracy, agreement with Keras, and speed of an artifact on this machine.
+
+    Speed counts what a caller waits for: pixels in, probabilities back in host memory.
+
+    Returns:
+        A dictionary with ``size_bytes``, ``test_accuracy`` (of all images of the sample), ``test_images``,
+        ``agreement`` (fraction of the first 1,000 with Keras's top class), ``latency_ms`` (one image, median after
+        warm-up), ``images_per_second`` (at batch 64) and ``device``.
+    """
+    answers = predictor.probabilities(sample.images).argmax(axis=1)
+    agreement = answers[:AGREEMENT_IMAGES] == sample.reference[:AGREEMENT_IMAGES].argmax(axis=1)
+    repeats = -(-THROUGHPUT_BATCH // len(sample.images))
+    batch = device.xp().concatenate([sample.images[:THROUGHPUT_BATCH]] * repeats)[:THROUGHPUT_BATCH]
+    return {
+        "size_bytes": size(predictor.path),
+        "test_accuracy": float(np.mean(answers == sample.labels)),
+        "test_images": len(answers),
+        "agreement": float(np.mean(agreement)),
+        "latency_ms": 1000 * _median_seconds(predictor, batch[:1]),
+        "images_per_second": THROUGHPUT_BATCH / _median_seconds(predictor, batch),
+        "device": "cpu" if predictor.kind == "tflite" else device.describe()["gpu"] or "cpu",
+    }
+
+
+def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> float:
+    """Median duration of one call in seconds: at least 5 and at most 200 calls, about `budget` seconds of them."""
+    for _ in range(3):
+        predictor.probabilities(images)
+    durations: list[float] = []
+    while len(durations) < 5 or (sum(durations) < budget and len(durations) < 200):
+        device.synchronize()
+        started = time.perf_counter()
+        predictor.probabilities(images)
+        device.synchronize()
+        durations.append(time.perf_counter() - started)
+    return statistics.median(durations)
+
+
+# --- export.json ---------------------------------------------------------------------------------------------------
+
+
+def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
+    """Put one artifact's measurements into the run's `export.json`, leaving the others' as they are."""
+    path = run.export_dir / "export.json"
+    with _lock(path.parent):
+        runs.write_json(path, {**_read_json(path), artifact.name: measured})
+
+
+def recorded(run: runs.Run) -> dict[str, dict[str, Any]]:
+    """The measurements in the run's `export.json` of the artifacts that are still there: name to `measure`'s result."""
+    content = _read_json(run.export_dir / "export.json")
+    return {name: row for name, row in content.items() if any((f / name).exists() for f in (run.path, run.export_dir))}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):  # missing or damaged: it is made again from what is measured next
+        return {}
+
+
+def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
+    """The run's `export.json` as a `rich` table, ready to print; `names` leaves out the others."""
+    from rich.table import Table
+
+    result = Table(title=f"Artifacts of {run.name}", title_justify="left")
+    result.add_column("artifact", no_wrap=True)
+    for column in ("size", "test accuracy", "agrees with Keras", "one image", "images/s at batch 64"):
+        result.add_column(column, justify="right")
+    for name, row in recorded(run).items():
+        if names is None or name in names:
+            result.add_row(
+                name,
+                f"{row['size_bytes'] / 1024:,.0f}\u00a0KiB",
+                f"{row['test_accuracy']:.2%}",
+                f"{row['agreement']:.2%}",
+                f"{row['latency_ms']:.2f}\u00a0ms",
+                f"{row['images_per_second']:,.0f}",
+            )
+    return result

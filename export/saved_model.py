@@ -1,0 +1,80 @@
+"""The deployable graph as a SavedModel: uint8 pixels in, float32 probabilities out; what the converters start from.
+
+python -m export.saved_model --run runs/latest
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+from export import artifacts
+from pipeline import cli, runs
+
+
+def save(run: runs.Run) -> Path:
+    """Write `export/saved_model` of a run; an older one is replaced.
+
+    Returns:
+        The folder. Its signature ``serving_default`` takes uint8 [N, H, W, C] and returns float32 [N, K].
+
+    Raises:
+        PipelineError: The model cannot be read or the folder cannot be written.
+    """
+    path = run.export_dir / "saved_model"
+    model = float32_copy(run.load_model())
+    with artifacts.whole(path) as temporary:
+        write(model, temporary)
+        (temporary / artifacts.LABELS).write_bytes(artifacts.labels(run.card))
+    return path
+
+
+def write(model: Any, folder: Path) -> None:
+    """Write a Keras model as a SavedModel, without what Keras prints about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.export(str(folder), verbose=False)
+
+
+def float32_copy(model: Any, input_dtype: str = "uint8") -> Any:
+    """A copy of a deployable Keras model that computes in float32, whatever precision it was trained in.
+
+    Weights are float32 under every Keras policy, but bfloat16 arithmetic has no place in TFLite or TensorRT.
+
+    Args:
+        model: uint8 [N, H, W, C] to float32 probabilities [N, K].
+        input_dtype: Of the copy's pixels, which stay in 0..255. The integer converter wants float32, so that the cast
+            is no float operation at the head of its graph.
+    """
+    config = _in_float32(model.get_config())
+    inputs = next(layer for layer in config["layers"] if layer["class_name"] == "InputLayer")
+    inputs["config"]["dtype"] = input_dtype
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _in_float32(config: Any) -> Any:
+    """The configuration with every mixed or half-precision dtype policy replaced by float32."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {**config["config"], "name": "float32"}}
+        return {
+            key: "float32" if key == "dtype" and isinstance(value, str) and "float" in value else _in_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_in_float32(value) for value in config)
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m export.saved_model", description="Write the SavedModel of a run.")
+    parser.add_argument("--run", help="run folder or name (default: runs/latest)")
+    print(save(runs.find(parser.parse_args().run)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,109 @@
+"""TFLite files of a run: float32, float16 and full-integer INT8, each measured against the Keras model.
+
+    python -m export.tflite --run runs/latest
+
+INT8 follows "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (Jacob et
+al., CVPR 2018): int8 weights per channel, activations calibrated on training images, uint8 in and out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from export import artifacts, saved_model
+from pipeline import PipelineError, cli, device, runs
+
+PRECISIONS = ("float32", "float16", "int8")
+CALIBRATION_IMAGES = 512
+
+
+def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
+    """Write and measure the three TFLite files of a run, and put their measurements into `export.json`.
+
+    Args:
+        run: A finished run.
+        dataset: The `pipeline.datasets.Dataset` to calibrate and measure with; the run's own by default.
+
+    Returns:
+        Precision ("float32", "float16", "int8") to file, each uint8 [N, H, W, C] in for any N, probabilities out:
+        float32 [N, K], or uint8 [N, K] in steps of 1/256 in the INT8 file, which computes in integers throughout.
+
+    Raises:
+        PipelineError: No such data, a data set of other classes, a network TFLite cannot express, or no room.
+    """
+    from export.predict import Predictor
+
+    dataset = dataset if dataset is not None else run.load_dataset()
+    sample = artifacts.test_sample(run, dataset)
+    model = run.load_model()
+    files = {}
+    for precision in PRECISIONS:
+        calibration = artifacts.calibration_images(dataset, CALIBRATION_IMAGES) if precision == "int8" else None
+        path = run.export_dir / f"model_{precision}.tflite"
+        runs.write_whole(path, artifacts.with_labels(convert(model, precision, calibration), run.card))
+        artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
+        files[precision] = path
+    return files
+
+
+def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
+    """Convert a deployable Keras model to a TFLite flatbuffer.
+
+    Args:
+        model: uint8 [N, H, W, C] to float32 probabilities [N, K].
+        precision: "float32", "float16" (weights; arithmetic stays float32 on a CPU) or "int8".
+        calibration: uint8 [M, H, W, C] NumPy training images whose activations set the integer ranges; INT8 only.
+
+    Raises:
+        PipelineError: An unknown precision, INT8 without calibration images, or an operation TFLite does not have.
+    """
+    if precision not in PRECISIONS:
+        raise PipelineError(f"There is no TFLite precision {precision!r}; known ones: {', '.join(PRECISIONS)}.")
+    integer = precision == "int8"
+    if integer and (calibration is None or len(calibration) == 0):
+        raise PipelineError("INT8 needs training images for its calibration and got none.")
+    tf = device.tensorflow()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # From float pixels, so that their quantisation is scale 1 and zero point 0: uint8 pixels as they are.
+        saved_model.write(saved_model.float32_copy(model, "float32" if integer else "uint8"), Path(folder))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if integer:
+            # Two pixels of one image pin the range of the pixels to 0..255, whatever the images hold.
+            pinned = calibration[0].copy()
+            pinned[0, 0], pinned[-1, -1] = 0, 255
+            converter.representative_dataset = lambda: ([i[None].astype("float32")] for i in (pinned, *calibration))
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise PipelineError(f"TFLite cannot express this network in {precision} ({reason}).", exit_code=1) from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tflite", description="Write and measure float32, float16 and INT8 TFLite files of a run."
+    )
+    parser.add_argument("--run", help="run folder or name (default: runs/latest)")
+    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    arguments = parser.parse_args()
+    run = runs.find(arguments.run)
+    files = export(run, run.load_dataset(data_dir=arguments.data_dir))
+    from rich.console import Console
+
+    Console().print(artifacts.table(run, ["model.keras", *(path.name for path in files.values())]))
+    print(f"written to {run.export_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

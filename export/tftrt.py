@@ -1,0 +1,171 @@
+"""TF-TRT: the SavedModel of a run with its network replaced by TensorRT engines, built, calibrated and saved.
+
+python -m export.tftrt --run runs/latest --precision INT8
+
+The engines run on the kind of GPU they were built on, with TensorFlow 2.17, the last release with TF-TRT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import artifacts, saved_model, tensorrt_library
+from pipeline import PipelineError, cli, device, runs
+
+PRECISIONS = ("INT8", "FP16", "FP32")
+CALIBRATION_IMAGES = 512
+CALIBRATION_BATCH = 64  # every batch of a calibration has one shape
+PROFILE_BATCHES = (1, 64, 1024)  # the smallest and largest bound the range; each one gets a profile of its own as well
+
+
+def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
+    """Convert, build, save and measure one TF-TRT artifact of a run, and put its measurements into `export.json`.
+
+    Args:
+        run: A finished run.
+        dataset: The `pipeline.datasets.Dataset` to calibrate and measure with; the run's own by default.
+        precision: "INT8" (calibrated on 512 training images), "FP16" or "FP32".
+
+    Returns:
+        `export/tftrt_int8` (or `_fp16`, `_fp32`): a SavedModel, uint8 [N, H, W, C] to float32 [N, K] for N from 1 to
+        1,024 in the engines and above that in TensorFlow, with `tftrt.json` (precision, engines, converted nodes, GPU,
+        versions) and `labels.json` beside it.
+
+    Raises:
+        PipelineError: No NVIDIA GPU or TensorRT, an unknown precision, data of other classes, a network of which
+            nothing could be converted, or no room.
+    """
+    from export.predict import Predictor
+
+    if precision.upper() not in PRECISIONS:
+        raise PipelineError(f"There is no TF-TRT precision {precision!r}; known ones: {', '.join(PRECISIONS)}.")
+    precision = precision.upper()
+    version = tensorrt_library.require()
+    dataset = dataset if dataset is not None else run.load_dataset()
+    sample = artifacts.test_sample(run, dataset)
+    calibration = artifacts.calibration_images(dataset, max(CALIBRATION_IMAGES, PROFILE_BATCHES[-1]))
+    path = run.export_dir / f"tftrt_{precision.lower()}"
+    source = saved_model.save(run)
+    with artifacts.whole(path) as temporary:
+        manifest = _convert(source, temporary, precision, calibration)
+        manifest |= {
+            "tensorrt": ".".join(map(str, version)),
+            "compute_capability": device.compute_capability(),
+            "machine": device.describe(),
+        }
+        (temporary / artifacts.LABELS).write_bytes(artifacts.labels(run.card))
+        runs.write_json(temporary / tensorrt_library.MANIFEST, manifest)
+    measured = artifacts.measure(Predictor.load(path), sample)
+    conversion = {key: manifest[key] for key in ("engines", "nodes_converted", "nodes")}
+    artifacts.record(run, path, measured | conversion)
+    return path
+
+
+def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> dict[str, Any]:
+    """Convert the SavedModel in `source` to `target`.
+
+    Args:
+        images: uint8 [M, H, W, C] training images on the host, at least one; repeated to fill the profiles' batches.
+
+    Returns:
+        What `count_nodes` found, with the precision, the profiles' batches and the number of calibration images.
+    """
+    tf = device.tensorflow()
+    calibrated = precision == "INT8"
+    wanted = len(images[:CALIBRATION_IMAGES])
+    batches = -(-wanted // CALIBRATION_BATCH)
+
+    def filled(start: int, count: int) -> tuple[Any]:
+        return (tf.constant(images[np.arange(start, start + count) % len(images)]),)
+
+    def calibration_batches() -> Any:
+        return (filled(batch * CALIBRATION_BATCH, CALIBRATION_BATCH) for batch in range(batches))
+
+    def profile_batches() -> Any:
+        return (filled(0, count) for count in PROFILE_BATCHES)
+
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")
+        try:
+            converter = tf.experimental.tensorrt.Converter(
+                input_saved_model_dir=str(source),
+                precision_mode=precision,
+                use_calibration=calibrated,
+                use_dynamic_shape=True,
+                dynamic_shape_profile_strategy="Range+Optimal",
+            )
+        except RuntimeError as error:  # TensorFlow compares the versions here
+            raise PipelineError(
+                f"TensorFlow {tf.__version__} refuses the TensorRT that is loaded ({error}); it wants "
+                f"{tensorrt_library.VERSION} or a later 8.x: pip install -r requirements-gpu.txt"
+            ) from None
+        converted = converter.convert(calibration_input_fn=calibration_batches if calibrated else None)
+        manifest = count_nodes(converted.graph.as_graph_def())
+        if manifest["engines"] == 0:
+            raise PipelineError(
+                "TF-TRT could convert nothing of this network (logs/tensorflow.log says why); use python -m export.tflite",
+                exit_code=1,
+            )
+        converter.build(input_fn=profile_batches)
+        # The converter leaves a copy of its engines in the temporary folder for good.
+        default, tempfile.tempdir = tempfile.tempdir, scratch
+        try:
+            converter.save(str(target), save_gpu_specific_engines=True)
+        finally:
+            tempfile.tempdir = default
+    if not list((target / "assets").glob("trt-serialized-engine.*")):
+        raise PipelineError("TensorRT built no engine; see logs/tensorflow.log for its reason.", exit_code=1)
+    return manifest | {
+        "precision": precision,
+        "profile_batches": list(PROFILE_BATCHES),
+        "calibration_images": wanted if calibrated else 0,
+    }
+
+
+def count_nodes(graph: Any) -> dict[str, Any]:
+    """Count what TF-TRT converted in a `GraphDef`.
+
+    Returns:
+        A dictionary with ``engines``, ``nodes_converted`` (nodes inside the engines), ``nodes`` (those and the ones
+        left to TensorFlow, without the engines) and ``nodes_left`` (operation to count).
+    """
+    engines = [node.name for node in graph.node if node.op == "TRTEngineOp"]
+    segments = {function.signature.name: len(function.node_def) for function in graph.library.function}
+    converted = sum(segments.get(f"{name}_native_segment", 0) for name in engines)
+    left = collections.Counter(node.op for node in graph.node if node.op != "TRTEngineOp")
+    return {
+        "engines": len(engines),
+        "nodes_converted": converted,
+        "nodes": converted + left.total(),
+        "nodes_left": dict(left),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tftrt", description="Build, calibrate and measure the TF-TRT engines of a run."
+    )
+    parser.add_argument("--run", help="run folder or name (default: runs/latest)")
+    parser.add_argument("--precision", default="INT8", type=str.upper, choices=PRECISIONS, help="default: %(default)s")
+    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    arguments = parser.parse_args()
+    tensorrt_library.require()
+    run = runs.find(arguments.run)
+    path = export(run, run.load_dataset(data_dir=arguments.data_dir), arguments.precision)
+    from rich.console import Console
+
+    Console().print(artifacts.table(run, ["model.keras", path.name]))
+    row = artifacts.recorded(run)[path.name]
+    print(f"{row['nodes_converted']} of {row['nodes']} nodes converted, engines: {row['engines']}")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

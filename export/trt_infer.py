@@ -1,0 +1,25 @@
+"""Classify images with the TF-TRT engines of a run; needs an NVIDIA GPU.
+
+python -m export.trt_infer image.png photos/ --top 3
+"""
+
+from __future__ import annotations
+
+from export import infer, tensorrt_library
+from pipeline import cli
+
+ARTIFACTS = ("tftrt_int8", "tftrt_fp16", "tftrt_fp32")
+
+
+def main() -> int:
+    return infer.command(
+        "python -m export.trt_infer",
+        "Classify images with the TF-TRT engines of a run; needs an NVIDIA GPU.",
+        ARTIFACTS,
+        "python -m export.tftrt",
+        tensorrt_library.require,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

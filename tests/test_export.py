@@ -1,0 +1,318 @@
+"""The exported files: what they take, their size, that they agree with the Keras model, and that they are whole."""
+
+import errno
+import json
+import shutil
+import threading
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
+from export.predict import Predictor
+from pipeline import PipelineError, device, runs
+from tests.export_fixtures import digits, write_run
+
+pytest_plugins = ["tests.export_fixtures"]
+
+
+@pytest.fixture
+def run(trained_run, tmp_path):
+    """A private copy of the trained run."""
+    shutil.copytree(trained_run.path, tmp_path / "runs" / "small")
+    return runs.Run(tmp_path / "runs" / "small")
+
+
+def keras_answers(run, images):
+    """The Keras model's own predictions, by Keras's own code."""
+    return run.load_model().predict(images, verbose=0)
+
+
+def interpreter(path):
+    return device.tensorflow().lite.Interpreter(model_path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("artifact", "least"),
+    [
+        ("saved_model", 0.99),
+        ("model_float32.tflite", 0.99),
+        ("model_float16.tflite", 0.99),
+        ("model_int8.tflite", 0.97),
+    ],
+)
+def test_artifact_agrees_with_keras(exported_run, digit_images, artifact, least):
+    images, labels = digit_images
+    expected = keras_answers(exported_run, images)
+    assert np.mean(expected.argmax(1) == labels) > 0.9, "an untrained model would agree about nothing"
+    answers = Predictor.load(exported_run.export_dir / artifact).probabilities(images)
+    assert answers.dtype == np.float32
+    assert np.mean(answers.argmax(1) == expected.argmax(1)) >= least
+    assert abs(np.mean(answers.argmax(1) == labels) - np.mean(expected.argmax(1) == labels)) <= 0.01
+    np.testing.assert_allclose(answers.sum(1), 1, atol=0.03)
+    if artifact in ("saved_model", "model_float32.tflite"):
+        np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
+def test_int8_is_integer_from_end_to_end(exported_run):
+    path = exported_run.export_dir / "model_int8.tflite"
+    loaded = interpreter(path)
+    pixels, probabilities = loaded.get_input_details()[0], loaded.get_output_details()[0]
+    assert pixels["dtype"] == np.uint8
+    assert pixels["quantization"] == (1.0, 0), "pixels go in as they are"
+    assert probabilities["dtype"] == np.uint8
+    loaded.allocate_tensors()
+    floats = [tensor["name"] for tensor in loaded.get_tensor_details() if tensor["dtype"] in (np.float32, np.float16)]
+    assert floats == []
+
+
+def test_int8_is_at_most_30_percent_of_float32_and_float16_about_half(exported_run):
+    size = {p: (exported_run.export_dir / f"model_{p}.tflite").stat().st_size for p in tflite.PRECISIONS}
+    assert size["int8"] <= 0.30 * size["float32"]
+    assert size["float16"] <= 0.55 * size["float32"]
+
+
+@pytest.mark.parametrize("precision", tflite.PRECISIONS)
+def test_tflite_takes_any_batch(exported_run, digit_images, precision):
+    images, _ = digit_images
+    predictor = Predictor.load(exported_run.export_dir / f"model_{precision}.tflite")
+    one_by_one = np.concatenate([predictor.probabilities(images[i : i + 1]) for i in range(5)])
+    tolerance = 1 / 256 if precision == "int8" else 1e-5
+    for count in (5, 1, 2, 3):
+        np.testing.assert_allclose(predictor.probabilities(images[:count]), one_by_one[:count], atol=tolerance)
+    assert predictor.probabilities(images[:130]).shape == (130, 10)
+
+
+def test_mixed_precision_run_exports_in_float32(tmp_path, digit_images):
+    run = write_run(tmp_path / "mixed", precision="mixed_bfloat16", epochs=1)
+    images = digit_images[0][:100]
+    expected = keras_answers(run, images)
+    answers = Predictor.load(saved_model.save(run)).probabilities(images)
+    assert np.abs(answers - expected).max() < 0.1
+    assert np.mean(answers.argmax(1) == expected.argmax(1)) >= 0.95
+    graph = (
+        device.tensorflow().saved_model.load(str(run.export_dir / "saved_model")).signatures["serving_default"].graph
+    )
+    functions = [node for function in graph.as_graph_def().library.function for node in function.node_def]
+    kinds = {node.attr["T"].type for node in functions if node.op == "Conv2D"}
+    assert kinds == {1}, "DT_FLOAT, no bfloat16"
+    content = tflite.convert(run.load_model(), "float32")
+    assert content[4:8] == b"TFL3"
+
+
+def test_export_json_holds_what_is_there(exported_run, digit_images):
+    images, labels = digit_images
+    rows = artifacts.recorded(exported_run)
+    names = {"model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"}
+    assert set(rows) == names
+    expected = keras_answers(exported_run, images).argmax(1)
+    assert rows["model.keras"]["test_accuracy"] == pytest.approx(np.mean(expected == labels))
+    assert rows["model.keras"]["agreement"] == 1
+    for name in names - {"model.keras"}:
+        row = rows[name]
+        assert row["size_bytes"] == (exported_run.export_dir / name).stat().st_size
+        assert row["test_images"] == len(labels)
+        assert row["agreement"] >= 0.97
+        assert row["latency_ms"] > 0
+        assert row["images_per_second"] > 0
+
+
+def test_deleted_artifact_leaves_the_table(run):
+    measured = dict(size_bytes=1, test_accuracy=1.0, agreement=1.0, latency_ms=1.0, images_per_second=1.0)
+    for name in ("model_int8.tflite", "model_float16.tflite"):
+        (run.export_dir / name).write_bytes(b"x")
+        artifacts.record(run, run.export_dir / name, measured)
+    (run.export_dir / "model_int8.tflite").unlink()
+    assert list(artifacts.recorded(run)) == ["model_float16.tflite"]
+    assert artifacts.table(run).row_count == 1
+
+
+def test_damaged_export_json_is_made_again(run):
+    (run.export_dir / "export.json").write_text('{"model.ke')
+    artifacts.record(run, run.model_path, {"size_bytes": 3})
+    assert json.loads((run.export_dir / "export.json").read_text()) == {"model.keras": {"size_bytes": 3}}
+
+
+def test_records_at_once_are_all_kept(run):
+    threads = [
+        threading.Thread(
+            target=artifacts.record, args=(run, run.export_dir / f"artifact{index}", {"size_bytes": index})
+        )
+        for index in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads((run.export_dir / "export.json").read_text())) == 20
+
+
+def test_exporting_again_replaces_and_leaves_nothing_behind(run):
+    first = saved_model.save(run)
+    (first / "stale").write_text("from the older export")
+    assert saved_model.save(run) == first
+    assert not (first / "stale").exists()
+    assert sorted(p.name for p in run.export_dir.iterdir()) == [".lock", "saved_model"]
+
+
+def test_failed_write_keeps_the_older_artifact(tmp_path):
+    path = tmp_path / "artifact"
+    path.mkdir()
+    (path / "content").write_text("old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, RuntimeError("RESOURCE_EXHAUSTED: x.tmp; No space left on device")):
+        with (
+            pytest.raises(PipelineError, match="No room on the disk for") as raised,
+            artifacts.whole(path) as temporary,
+        ):
+            temporary.mkdir()
+            (temporary / "content").write_text("half")
+            raise error
+        assert raised.value.exit_code == 1
+    with pytest.raises(ZeroDivisionError), artifacts.whole(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert (path / "content").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_writers_at_once_leave_one_whole_folder(tmp_path):
+    path = tmp_path / "artifact"
+    failures = []
+
+    def write(mark):
+        try:
+            with artifacts.whole(path) as temporary:
+                temporary.mkdir()
+                for part in range(20):
+                    (temporary / str(part)).write_text(mark)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(str(index),)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
+    assert len(list(path.iterdir())) == 20
+    assert len({p.read_text() for p in path.iterdir()}) == 1, "parts of two writers in one folder"
+
+
+def test_calibration_sample_is_balanced_seeded_and_without_repetition():
+    labels = np.repeat([0, 1, 2], [500, 100, 8])
+    chosen = artifacts.balanced_sample(labels, 60, seed=1)
+    assert len(set(chosen.tolist())) == 60
+    assert np.bincount(labels[chosen]).tolist() == [26, 26, 8], "as even as the classes allow"
+    np.testing.assert_array_equal(chosen, artifacts.balanced_sample(labels, 60, seed=1))
+    assert not np.array_equal(chosen, artifacts.balanced_sample(labels, 60, seed=2))
+    assert sorted(artifacts.balanced_sample(labels, 10_000).tolist()) == list(range(608))
+    assert np.any(np.diff(labels[chosen]) < 0), "shuffled, so that a batch of it holds all classes"
+
+
+def test_wrong_data_set_is_refused(run):
+    other = digits()
+    other.class_names = ["cat", "dog"]
+    with pytest.raises(PipelineError, match=r"2 classes.*trained on \(10 classes"):
+        tflite.export(run, other)
+    empty = digits()
+    empty.test = types.SimpleNamespace(images=empty.test.images[:0], labels=empty.test.labels[:0])
+    with pytest.raises(PipelineError, match="no test images"):
+        tflite.export(run, empty)
+
+
+def test_convert_says_what_is_wrong(run):
+    with pytest.raises(PipelineError, match="'int4'; known ones: float32, float16, int8"):
+        tflite.convert(run.load_model(), "int4")
+    with pytest.raises(PipelineError, match="INT8 needs training images"):
+        tflite.convert(run.load_model(), "int8")
+
+
+def test_dark_training_images_do_not_narrow_the_pixels_range(run, digit_images):
+    """Calibrated on images that never reach 255, the file still takes pixels as they are."""
+    path = run.export_dir / "dark.tflite"
+    path.write_bytes(tflite.convert(run.load_model(), "int8", digit_images[0][:20] // 2))
+    assert interpreter(path).get_input_details()[0]["quantization"] == (1.0, 0)
+
+
+def test_labels_travel_inside_a_tflite_file(exported_run, tmp_path):
+    path = shutil.copy(exported_run.export_dir / "model_int8.tflite", tmp_path / "elsewhere.tflite")
+    with zipfile.ZipFile(path) as archive:
+        assert json.loads(archive.read("labels.json"))["input_shape"] == [16, 16, 3]
+    assert Predictor.load(path).class_names[3] == "three"
+
+
+def test_tftrt_without_a_gpu_says_what_works_instead(run, monkeypatch):
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    with pytest.raises(PipelineError, match=r"needs an NVIDIA GPU and TensorRT.*python -m export\.tflite") as raised:
+        tftrt.export(run, digits())
+    assert raised.value.exit_code == 2
+    with pytest.raises(PipelineError, match="'INT4'; known ones: INT8, FP16, FP32"):
+        tftrt.export(run, digits(), precision="INT4")
+
+
+def test_tensorrt_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PipelineError, match=r"TensorRT 8\.6 is not installed.*requirements-gpu\.txt"):
+        tensorrt_library.find()
+
+
+def test_tensorrt_is_found_in_its_package(tmp_path, monkeypatch):
+    folder = tmp_path / "tensorrt_libs"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise RuntimeError('looking for a package must not run it')")
+    (folder / "libnvinfer.so.8").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert tensorrt_library.find() == folder
+
+
+def test_library_answers_to_another_name():
+    """What TensorFlow needs: opening a name that no folder of the search path holds gives the library loaded for it."""
+    import ctypes
+    from pathlib import Path
+
+    wanted = "libwanted_by_a_test.so.8.6.1"
+    with pytest.raises(OSError):
+        ctypes.CDLL(wanted)
+    maps = Path("/proc/self/maps").read_text().split()
+    math = next(Path(word) for word in maps if Path(word).name.startswith(("libm.so", "libm-")))
+    tensorrt_library.load_as(wanted, math)
+    library = ctypes.CDLL(wanted)
+    library.cos.restype, library.cos.argtypes = ctypes.c_double, [ctypes.c_double]
+    assert library.cos(0.0) == 1.0
+
+
+def test_loading_a_library_that_is_none_is_an_error(tmp_path):
+    broken = tmp_path / "libbroken.so"
+    broken.write_bytes(b"not a library at all")
+    with pytest.raises(OSError, match="no 64-bit little-endian library"):
+        tensorrt_library.load_as("libother_name.so.1", broken)
+    broken.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(100))
+    with pytest.raises(OSError):
+        tensorrt_library.load_as("libother_name.so.1", broken)
+
+
+def test_converted_nodes_are_counted():
+    tf = device.tensorflow()
+    graph = tf.compat.v1.GraphDef()
+    for name, operation in (
+        ("x", "Placeholder"),
+        ("cast", "Cast"),
+        ("TRTEngineOp_000_000", "TRTEngineOp"),
+        ("y", "Identity"),
+    ):
+        graph.node.add(name=name, op=operation)
+    segment = graph.library.function.add()
+    segment.signature.name = "TRTEngineOp_000_000_native_segment"
+    for name in ("conv", "bias", "relu", "pool", "softmax"):
+        segment.node_def.add(name=name, op="Conv2D")
+    graph.library.function.add().signature.name = "unrelated"
+    assert tftrt.count_nodes(graph) == {
+        "engines": 1,
+        "nodes_converted": 5,
+        "nodes": 8,
+        "nodes_left": {"Placeholder": 1, "Cast": 1, "Identity": 1},
+    }
