@@ -1,0 +1,150 @@
+"""How fast does training go, augmentation included? ``python -m benchmarks.train``
+
+Trains the cnn on this machine with the project's loop and, beside it in the same run, with Keras's `fit`: the same
+network, optimizer and precision, fed by a tf.data pipeline that flips, crops and changes the brightness as most people
+would write it, and once more by plain arrays without augmentation. Every figure is the median of whole epochs after
+one that compiles. On a GPU it also counts the bytes that cross from the host to the device during one epoch, with
+CUDA's own tracing."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from benchmarks import results
+from pipeline import cli, config, datasets, device
+from pipeline import train as training
+
+
+def own_loop(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, Any]:
+    """Images/s of the project's loop, and the bytes copied from the host in one more epoch."""
+    loop = training.build_loop(settings, dataset)
+    compiling = time.perf_counter()
+    loop.train_epoch(dataset.train, 0)
+    first = time.perf_counter() - compiling
+    speeds = [loop.train_epoch(dataset.train, epoch)["images_per_second"] for epoch in range(1, epochs + 1)]
+    figures = {"images_per_second": statistics.median(speeds), "first_epoch_seconds": first, "epochs": speeds}
+    if device.has_gpu():
+        figures["host_to_device"] = host_to_device(lambda: loop.train_epoch(dataset.train, epochs + 1))
+        figures["permutation_bytes"] = 4 * len(dataset.train.labels)
+    return figures
+
+
+def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bool) -> dict[str, Any]:
+    """Images/s of Keras's `fit`, from images in host memory, with or without augmentation by tf.data."""
+    tf = device.tensorflow()
+    import keras
+
+    network = training.build_loop(settings, dataset).network
+    batch_size = settings["batch_size"]
+    images, labels = device.to_numpy(dataset.train.images), device.to_numpy(dataset.train.labels)
+    mean, deviation = (numpy.array(values, numpy.float32) * 255 for values in (dataset.mean, dataset.std))
+    height, width, channels = dataset.image_shape
+
+    def augment(image: Any, label: Any) -> Any:
+        image = tf.image.random_flip_left_right(tf.cast(image, tf.float32))
+        image = tf.pad(image, [[4, 4], [4, 4], [0, 0]], mode="REFLECT")
+        image = tf.image.random_brightness(tf.image.random_crop(image, (height, width, channels)), 25.5)
+        return (tf.clip_by_value(image, 0, 255) - mean) / deviation, label
+
+    network.compile(
+        optimizer=network.optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        auto_scale_loss=False,
+    )
+    if augmented:
+        data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels), seed=0)
+        data = data.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        source = {"x": data.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)}
+    else:
+        whole = len(labels) - len(labels) % batch_size
+        source = {"x": ((images - mean) / deviation)[:whole], "y": labels[:whole], "batch_size": batch_size}
+    speeds = []
+    for _ in range(epochs + 1):
+        started = time.perf_counter()
+        network.fit(**source, epochs=1, verbose=0)
+        device.synchronize()
+        speeds.append((len(labels) - len(labels) % batch_size) / (time.perf_counter() - started))
+    return {"images_per_second": statistics.median(speeds[1:]), "epochs": speeds[1:]}
+
+
+def host_to_device(work: Any) -> dict[str, int]:
+    """Run `work` under TensorFlow's profiler: ``copies`` and ``bytes`` from the host to the device, of any library."""
+    tf = device.tensorflow()
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        work()
+        device.synchronize()
+        tf.profiler.experimental.stop()
+        space = xplane_pb2.XSpace()
+        for path in Path(folder).rglob("*.xplane.pb"):
+            space.MergeFromString(path.read_bytes())
+    sizes = []
+    for plane in space.planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            for event in line.events:
+                if "MemcpyH2D" not in plane.event_metadata[event.metadata_id].name:
+                    continue
+                details = " ".join(
+                    stat.str_value or plane.stat_metadata[stat.ref_value].name
+                    for stat in event.stats
+                    if plane.stat_metadata[stat.metadata_id].name == "memcpy_details"
+                )
+                sizes += [int(size) for size in re.findall(r"size:(\d+)", details)]
+    return {"copies": len(sizes), "bytes": sum(sizes)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--epochs", type=int, default=5, help="measured epochs, after the one that compiles")
+    parser.add_argument("--limit-per-class", type=int, default=None, help="fewer images, for a look on a CPU")
+    arguments = parser.parse_args()
+    dataset = datasets.load(
+        arguments.dataset, arguments.data_dir, limit_per_class=arguments.limit_per_class, validation_fraction=0.1
+    )
+    figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
+    print(f"{'batch':>6} {'loop':>14} {'fit + tf.data':>14} {'fit, no augm.':>14}   ratio to fit + tf.data")
+    for batch_size in arguments.batch_sizes:
+        settings = config.compose([f"batch_size={batch_size}", "model=cnn", "augment=standard"])
+        own = own_loop(settings, dataset, arguments.epochs)
+        augmented = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=True)
+        plain = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=False)
+        ratio = own["images_per_second"] / augmented["images_per_second"]
+        figures["precision"] = training.chosen_precision(settings["precision"])
+        figures["runs"].append(
+            {"batch_size": batch_size, "loop": own, "keras_fit": augmented, "keras_fit_no_augmentation": plain,
+             "times_keras_fit": ratio,
+             "times_keras_fit_no_augmentation": own["images_per_second"] / plain["images_per_second"]}
+        )  # fmt: skip
+        print(
+            f"{batch_size:>6} {own['images_per_second']:>12,.0f}/s {augmented['images_per_second']:>12,.0f}/s "
+            f"{plain['images_per_second']:>12,.0f}/s   {ratio:.1f}×"
+        )
+        if "host_to_device" in own:
+            print(
+                f"       host to device in one epoch: {own['host_to_device']['bytes']:,} bytes in "
+                f"{own['host_to_device']['copies']} copies; the permutation is {own['permutation_bytes']:,}"
+            )
+    if not all(math.isfinite(run["times_keras_fit"]) for run in figures["runs"]):
+        raise ValueError("a measurement is not finite")
+    print(f"written to {results.save('train', figures)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

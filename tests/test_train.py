@@ -1,0 +1,379 @@
+"""Training as a user meets it: accuracy, repeatability, interruption, damage, and what is said about mistakes."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import PipelineError, checkpoints, config, datasets, device, loop, models, optimizers, runs, train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = ["limit=40", "model.stages=[[8],[16]]", "batch_size=64", "augment=light"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def small(*overrides, limit=40):
+    """Settings of a run that takes a second or two: 40 digits a class, a narrow network."""
+    chosen = [override for override in SMALL if not override.startswith("limit=")]
+    return config.compose([*chosen, f"dataset.limit_per_class={limit}", *overrides])
+
+
+def weights(run):
+    return run.load_model().get_weights()
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, timeout=300, **options
+    )
+
+
+class StopIn:
+    """Makes a Keras callback that presses Ctrl-C at the start of an epoch."""
+
+    def __new__(cls, epoch):
+        device.tensorflow()
+        import keras
+
+        class Stop(keras.callbacks.Callback):
+            def on_epoch_begin(self, number, logs=None):
+                if number == epoch:
+                    raise KeyboardInterrupt
+
+        return Stop()
+
+
+def test_digits_reach_95_percent_and_leave_a_complete_run_folder():
+    run = train.train(config.compose(["epochs=6", "name=digits"]))
+    metrics = json.loads(Path("runs/digits/metrics.json").read_text())
+    assert metrics["test_accuracy"] >= 0.95
+    assert metrics["validation_accuracy"] >= metrics["history"][-1]["accuracy"] - 0.05
+    assert set(metrics["test_per_class"]) == {str(digit) for digit in range(10)}
+    assert 0 < metrics["test_loss"] < 1
+    assert Path("runs/latest").resolve() == run.path
+    card = runs.find().card
+    assert (card.dataset, card.input_shape, card.model) == ("digits", (32, 32, 1), "cnn")
+    for name in ("confusion_matrix", "calibration", "mistakes"):
+        assert (run.path / "evaluation" / f"test_{name}.png").stat().st_size > 1000
+    with (run.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[-1]["val_accuracy"]) == metrics["history"][-1]["val_accuracy"]
+
+
+def test_model_file_takes_uint8_and_agrees_with_the_reported_accuracy():
+    run = train.train(small("epochs=2", "name=m"))
+    dataset = run.load_dataset()
+    images, labels = device.to_numpy(dataset.test.images), device.to_numpy(dataset.test.labels)
+    probabilities = run.load_model().predict(images, verbose=0)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert run.metrics["test_accuracy"] == pytest.approx((probabilities.argmax(axis=1) == labels).mean(), abs=1e-9)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not():
+    first, second, other = (
+        weights(train.train(small("epochs=1", f"seed={seed}", f"name={name}")))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(np.array_equal(x, y) for x, y in zip(first, second, strict=True))
+    assert not all(np.array_equal(x, y) for x, y in zip(first, other, strict=True))
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit():
+    whole = train.train(small("epochs=4", "name=whole", "model.dropout=0.2"))
+    with pytest.raises(PipelineError, match="resume=runs/broken") as stopped:
+        train.train(small("epochs=4", "name=broken", "model.dropout=0.2"), callbacks=[StopIn(2)])
+    assert stopped.value.exit_code == 130
+    assert not Path("runs/broken/model.keras").exists()
+    resumed = train.train(config.compose(["resume=runs/broken"]))
+    assert resumed.metrics["epochs"] == 4
+    for history in (whole.metrics["history"], resumed.metrics["history"]):
+        for logs in history:
+            logs.pop("images_per_second")
+    assert resumed.metrics["history"] == whole.metrics["history"]
+    assert all(np.array_equal(x, y) for x, y in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_killed_process_goes_on_from_its_last_whole_epoch():
+    arguments = [
+        "pipeline.train", "name=killed", "epochs=60", "batch_size=64", "model.stages=[[8],[16]]",
+        "dataset.limit_per_class=40",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = Path("runs/killed/checkpoints")
+    deadline = time.time() + 120
+    while not (folder / "epoch-00003.npz").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = max(int(path.stem[-5:]) for path in folder.glob("epoch-*.npz"))
+    assert 3 <= finished < 60
+    settings = train.resumed(config.compose(["resume=killed"]))
+    training = train.build_loop(settings, datasets.load(**{k: v for k, v in settings["dataset"].items() if v}))
+    variables = [*training.network.variables, *training.optimizer.variables]
+    progress = checkpoints.resume(folder, variables)
+    assert (progress.epoch, len(progress.history)) == (finished, finished)
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before():
+    with pytest.raises(PipelineError):
+        train.train(small("epochs=4", "name=hurt"), callbacks=[StopIn(3)])
+    folder = Path("runs/hurt/checkpoints")
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-00002.npz", "epoch-00003.npz"]
+    newest = folder / "epoch-00003.npz"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert len(train.train(config.compose(["resume=runs/hurt"])).metrics["history"]) == 4
+
+
+def test_all_checkpoints_damaged_is_one_sentence(tmp_path):
+    device.tensorflow()
+    import keras
+
+    variable = keras.Variable(np.zeros(3, np.float32))
+    checkpoints.save_epoch(tmp_path, [variable], checkpoints.Progress(epoch=1))
+    (tmp_path / "epoch-00001.npz").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(PipelineError, match=r"epoch-00001.npz cannot be read"):
+        checkpoints.resume(tmp_path, [variable])
+    checkpoints.save_epoch(tmp_path, [keras.Variable(np.ones(4, np.float32))], checkpoints.Progress(epoch=2))
+    with pytest.raises(PipelineError, match="belongs to another network"):
+        checkpoints.load(tmp_path / "epoch-00002.npz", [variable])
+
+
+def test_finished_or_missing_runs_cannot_be_resumed():
+    train.train(small("epochs=1", "name=done"))
+    with pytest.raises(PipelineError, match="done is finished"):
+        train.train(config.compose(["resume=runs/done"]))
+    with pytest.raises(PipelineError, match="no run to go on with in runs/nothing"):
+        train.train(config.compose(["resume=runs/nothing"]))
+    with pytest.raises(PipelineError, match="holds a run already"):
+        train.train(small("epochs=1", "name=done"))
+
+
+def test_changed_data_stops_a_resume():
+    with pytest.raises(PipelineError):
+        train.train(small("epochs=2", "name=d"), callbacks=[StopIn(1)])
+    path = Path("runs/d/config.yaml")
+    path.write_text(path.read_text().replace("data_digest: ", "data_digest: x"))
+    with pytest.raises(PipelineError, match="data set has changed"):
+        train.train(config.compose(["resume=runs/d"]))
+
+
+def test_two_runs_never_write_into_one_folder():
+    settings = small("name=shared", "epochs=1")
+    with (
+        train.claimed_folder(settings),
+        pytest.raises(PipelineError, match="Another process is writing"),
+        train.claimed_folder(settings),
+    ):
+        pass
+
+
+def test_loss_that_is_no_longer_finite_says_what_to_change():
+    with pytest.raises(PipelineError, match=r"no longer finite in epoch 1.*lower optimizer.learning_rate") as error:
+        train.train(
+            small("optimizer.learning_rate=1e30", "optimizer.global_clipnorm=null", "warmup=0", "schedule=constant")
+        )
+    assert error.value.exit_code == 1
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_older_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk]).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        os.chdir(disk)
+        with pytest.raises(PipelineError, match="No room on the disk") as error:
+            train.train(small("epochs=4", "name=full", "model.stages=[[24],[48]]"))
+        assert error.value.exit_code == 1
+        assert not list(Path("runs/full/checkpoints").glob(".*tmp"))
+        shutil.rmtree("logs", ignore_errors=True)
+        assert not Path("runs/latest").exists()
+    finally:
+        os.chdir(tmp_path)
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_out_of_memory_says_what_to_change():
+    sentence = "batch_size is 64: halve it"
+    with pytest.raises(PipelineError, match=sentence) as error, device.out_of_memory_sentence(sentence):
+        np.empty(2**55, np.uint8)
+    assert error.value.exit_code == 1
+
+
+def test_keras_callbacks_and_early_stopping_work():
+    device.tensorflow()
+    import keras
+
+    seen = []
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, sorted(logs))))
+    run = train.train(small("epochs=9", "early_stopping=1", "optimizer.learning_rate=1e-9", "name=e"), callbacks=[spy])
+    assert run.metrics["epochs"] < 9  # at that rate nothing gets better
+    assert len(seen) == run.metrics["epochs"]
+    assert seen[0][1] == ["accuracy", "images_per_second", "learning_rate", "loss", "val_accuracy", "val_loss"]
+
+
+def test_tensorboard_files_hold_what_the_readme_promises():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train.train(small("epochs=2", "name=board"))
+    train_events, validation_events = (
+        EventAccumulator(f"logs/board/{part}", size_guidance={"tensors": 0}).Reload()
+        for part in ("train", "validation")
+    )
+    tags = set(train_events.Tags()["tensors"])
+    assert {"epoch_loss", "epoch_accuracy", "learning_rate", "images_per_second", "augmentation"} <= tags
+    assert any(tag.startswith("logits/kernel") or "logits/kernel" in tag for tag in tags)
+    assert train_events.Tags()["graph"]
+    assert {"epoch_loss", "epoch_accuracy", "confusion_matrix"} <= set(validation_events.Tags()["tensors"])
+    assert [event.step for event in train_events.Tensors("epoch_loss")] == [1, 2]
+    hyperparameters = EventAccumulator("logs/board").Reload().PluginTagToContent("hparams")
+    assert any(b"learning_rate" in content for content in hyperparameters.values())
+
+
+def test_permutation_holds_every_image_once_and_changes_with_epoch_and_seed():
+    orders = [loop.permutation(seed, epoch, 1000) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert all(np.array_equal(np.sort(order), np.arange(1000)) for order in orders)
+    assert np.array_equal(orders[0], orders[3])
+    assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
+
+
+def test_epoch_is_the_same_whatever_the_size_of_its_shards(monkeypatch):
+    dataset = datasets.load("digits", limit_per_class=40)
+    results = []
+    for steps in (1, 3, 100):
+        monkeypatch.setattr(loop, "CPU_STEPS_PER_SHARD", steps)
+        train.seed_everything(0)
+        training = train.build_loop(small(), dataset)
+        results.append((training.train_epoch(dataset.train, 0)["accuracy"], training.network.get_weights()))
+    for accuracy, found in results[1:]:
+        assert accuracy == results[0][0]
+        assert all(np.array_equal(x, y) for x, y in zip(found, results[0][1], strict=True))
+
+
+def test_evaluation_counts_the_last_incomplete_batch_once():
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small("batch_size=7"), dataset)
+    training.batch_size = 7
+    measured = training.evaluate(dataset.validation)
+    scale = (device.to_numpy(dataset.validation.images) / 255 - dataset.mean) / dataset.std
+    logits = training.network.predict(scale.astype(np.float32), verbose=0)
+    labels = device.to_numpy(dataset.validation.labels)
+    assert len(measured["predictions"]) == len(labels)
+    assert measured["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    targets = np.full_like(probabilities, 0.1 / 10)
+    targets[np.arange(len(labels)), labels] += 0.9
+    assert measured["loss"] == pytest.approx(-(targets * np.log(probabilities)).sum(axis=1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_every_precision_trains_and_keeps_float32_weights(precision):
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small(f"precision={precision}"), dataset)
+    losses = [training.train_epoch(dataset.train, epoch)["loss"] for epoch in range(3)]
+    assert losses[-1] < losses[0]
+    assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_learning_rate_rises_to_its_peak_and_falls(schedule):
+    graph = optimizers.schedule_class()(0.3, schedule, 0.25, 100)
+    rates = [float(graph(step)) for step in range(101)]
+    assert rates[0] == pytest.approx(0.3 / 25, rel=1e-5)
+    assert rates[25] == pytest.approx(0.3, rel=1e-5) and np.argmax(rates) == 25
+    middle = {"one_cycle": 0.3 * (1 - 25 / 75), "cosine": 0.3 * (1 + np.cos(np.pi / 3)) / 2}[schedule]
+    assert rates[50] == pytest.approx(middle, rel=1e-4)
+    assert rates[100] == pytest.approx(0.3 / 1000, rel=1e-3)
+    assert [optimizers.rate_at(step, 0.3, schedule, 0.25, 100) for step in range(101)] == pytest.approx(rates, rel=1e-4)
+
+
+def test_deployable_graph_normalises_inside():
+    network = models.build("cnn", (8, 8, 3), 4, stages=[[4]])
+    mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    logits = network.predict(((images / 255 - mean) / std).astype(np.float32), verbose=0)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = models.deployable(network, mean, std).predict(images, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("dataset=nothing", r"no dataset 'nothing'; known ones: .*cifar10.*digits"),
+        ("model=nothing", r"no model 'nothing'; known ones: .*cnn"),
+        ("augment=nothing", r"no augment 'nothing'; known ones: light, none, standard, strong"),
+        ("precision=float8", "precision is 'float8'; known values: auto, float32"),
+        ("epochs=0", "epochs must be a whole number of at least 1, got 0"),
+        ("epochs=many", "epochs must be a whole number"),
+        ("seed=-1", "seed must be"),
+        ("optimizer.learning_rate=0", "learning_rate must be above 0"),
+        ("name=../out", "give a plain folder name"),
+        ("name=latest", "give a plain folder name"),
+        ("learningrate=1", "learningrate"),
+        ("=", "."),
+    ],
+)
+def test_mistakes_in_the_configuration_are_one_sentence(override, sentence):
+    with pytest.raises(PipelineError, match=sentence) as error:
+        config.compose([override])
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_in_models_are_one_sentence():
+    for arguments, options, sentence in (
+        (("lenet", (8, 8, 1), 3), {}, "no network 'lenet'; known ones: .*cnn"),
+        (("cnn", (8, 8, 1), 1), {}, "at least 2 classes, got 1"),
+        (("cnn", (8, 8, 2), 3), {}, "input_shape must be"),
+        (("cnn", (4, 4, 1), 3), {}, "needs images of at least 8×8, got 4×4"),
+        (("cnn", (8, 8, 1), 3), {"widths": 3}, "does not take these options"),
+    ):
+        with pytest.raises(PipelineError, match=sentence):
+            models.build(*arguments, **options)
+
+
+def test_command_prints_one_sentence_and_no_noise():
+    answer = command("pipeline.train", "dataset=nothing")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: There is no dataset 'nothing'; known ones: ")
+    assert answer.stderr.count("\n") == 1
+    answer = command("pipeline.evaluate")
+    assert answer.returncode == 2
+    assert "There is no finished run yet" in answer.stderr and answer.stderr.count("\n") == 1
+
+
+def test_command_trains_then_evaluates_with_a_clean_terminal(tmp_path):
+    answer = command(
+        "pipeline.train", "epochs=2", "name=first", "dataset.limit_per_class=40", "model.stages=[[8],[16]]"
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert len([line for line in answer.stdout.splitlines() if line.startswith("epoch")]) == 2
+    assert "test accuracy" in answer.stdout
+    answer = command("pipeline.evaluate", "runs/latest", "--split", "validation")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert "validation_accuracy" in json.loads(Path("runs/first/metrics.json").read_text())
+    assert "precision" in answer.stdout and "accuracy" in answer.stdout
