@@ -1,0 +1,74 @@
+"""The device and the training loop on a real GPU."""
+
+import numpy as np
+import pytest
+
+from benchmarks.train import host_to_device
+from pipeline import config, datasets, device, train
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_dlpack_shares_the_memory_both_ways():
+    import cupy
+
+    array = cupy.arange(12, dtype=cupy.float16).reshape(3, 4)
+    tensor = device.to_tensorflow(array)
+    assert "GPU" in tensor.device
+    back = device.from_tensorflow(tensor)
+    assert back.data.ptr == array.data.ptr
+    array[0, 0] = 42
+    assert float(back[0, 0]) == 42 and float(tensor[0, 0]) == 42
+
+
+def test_cudf_is_the_dataframe():
+    assert device.dataframe().__name__ == "cudf"
+
+
+def test_xla_is_compiled_and_mixed_precision_is_chosen():
+    assert device.compute_capability() >= (7, 0)
+    assert train.chosen_precision("auto").startswith("mixed")
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_every_precision_learns_with_xla(precision):
+    dataset = datasets.load("digits")
+    train.seed_everything(0)
+    loop = train.build_loop(config.compose([f"precision={precision}", "epochs=6"]), dataset)
+    for epoch in range(6):
+        logs = loop.train_epoch(dataset.train, epoch)
+    assert np.isfinite(logs["loss"])
+    assert loop.evaluate(dataset.validation)["accuracy"] > 0.9
+
+
+def test_only_the_permutation_crosses_the_bus_in_an_epoch():
+    dataset = datasets.load("digits")
+    loop = train.build_loop(config.compose(["epochs=3"]), dataset)
+    loop.train_epoch(dataset.train, 0)
+    loop.train_epoch(dataset.train, 1)
+    crossed = host_to_device(lambda: loop.train_epoch(dataset.train, 2))
+    permutation = 4 * len(dataset.train.labels)
+    images = dataset.train.images.nbytes
+    assert crossed["bytes"] <= permutation + 4096 < images / 50
+
+
+def test_xla_and_plain_graph_agree_after_an_epoch_in_float32():
+    dataset = datasets.load("digits", limit_per_class=40)
+    losses = []
+    for xla in ("true", "false"):
+        train.seed_everything(0)
+        overrides = ["precision=float32", f"xla={xla}", "optimizer.learning_rate=0.01"]
+        loop = train.build_loop(config.compose(overrides), dataset)
+        losses.append(loop.train_epoch(dataset.train, 0)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_run_is_trained_measured_and_saved():
+    run = train.train(config.compose(["epochs=10", "name=gpu"]))
+    assert run.metrics["test_accuracy"] >= 0.95
+    assert run.card.versions["device"] == "gpu"
