@@ -1,0 +1,197 @@
+"""python -m pipeline: run the five notebooks in order, on the built-in digits or on what ``-p`` names.
+
+    python -m pipeline
+    python -m pipeline --name first -p dataset cifar10 -p data_dir ~/data/cifar10 -p epochs 5
+    python -m pipeline --name first --notebooks 04_export 05_infer
+
+The executed notebooks, a report of all of them in one HTML file, and the exported artifacts are below ``runs/NAME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import PipelineError, cli, notebooks, runs
+from pipeline.notebooks import Chapter
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the notebooks.
+
+    Args:
+        arguments: The command line after the program's name; that of the process by default.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        PipelineError: Wrong use, or a notebook failed (exit code 1).
+        KeyboardInterrupt: Ctrl-C; the running kernel has been stopped.
+    """
+    options = _parse(arguments)
+    try:
+        import papermill  # noqa: F401
+        import tqdm
+    except ModuleNotFoundError as error:
+        raise PipelineError(
+            f"{error.name} is not installed for {sys.executable}; run: make run (or pip install -r requirements.txt)"
+        ) from None
+
+    known = notebooks.discover()
+    chapters = notebooks.select(known, options.notebooks) if options.notebooks else known
+    given = _given(options.parameters, chapters, known)
+    trains = any("name" in chapter.defaults for chapter in chapters)
+    folder = _folder(options.name or given.pop("name", None), trains)
+    if trains:
+        given["name"] = folder.name
+    if trains or (folder / "model.keras").is_file():
+        given.setdefault("run", str(folder))  # the notebooks after the training read what it left
+
+    executed_folder = folder / "notebooks"
+    with _held(folder, executed_folder), notebooks.private_kernels():
+        started = time.monotonic()
+        executed = []
+        interactive = sys.stderr.isatty()
+        with tqdm.tqdm(chapters, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
+            for chapter in bar:
+                output = executed_folder / chapter.path.name
+                progress = {"desc": chapter.name, "position": 1, "leave": False} if interactive else None
+                parameters = {
+                    name: notebooks.convert(name, value, chapter.defaults[name])
+                    for name, value in given.items()
+                    if name in chapter.defaults
+                }
+                before = time.monotonic()
+                try:
+                    notebooks.execute(chapter, output, parameters, progress=progress)
+                except KeyboardInterrupt:
+                    bar.close()
+                    print(f"{chapter.path.name} was stopped; what it had done is in {output}.", file=sys.stderr)
+                    raise
+                executed.append(output)
+                tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
+        report = folder / "report.html"
+        notebooks.write_report(executed, folder.name, report)
+        print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
+    _summary(given.get("run"), executed_folder, report)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the notebooks, for those that declare it; may be given several times",
+    )
+    parser.add_argument("--name", help="name of the run, its folder is runs/NAME (default: notebooks-DATE-TIME)")
+    parser.add_argument("--notebooks", nargs="+", metavar="NOTEBOOK", help="only these, such as 03_train")
+    return parser.parse_args(arguments)
+
+
+def _given(pairs: Sequence[Sequence[str]], chapters: Sequence[Chapter], known: Sequence[Chapter]) -> dict[str, str]:
+    """The parameters of the command line as text; the last one of a name counts.
+
+    Raises:
+        PipelineError: No chapter of the selection declares one of them, or its value is of another type.
+    """
+    given = {}
+    for name, value in pairs:
+        declared = [chapter for chapter in chapters if name in chapter.defaults]
+        if not declared and name != "name":
+            names = sorted({n for chapter in chapters for n in chapter.defaults})
+            elsewhere = [chapter.name for chapter in known if name in chapter.defaults]
+            where = f" ({' and '.join(elsewhere)} would, but is not run)" if elsewhere else ""
+            raise PipelineError(f"No notebook has a parameter {name!r}{where}; there are: {', '.join(names)}.")
+        for chapter in declared:
+            notebooks.convert(name, value, chapter.defaults[name])  # before an hour of work, not after
+        given[name] = value
+    return given
+
+
+def _folder(name: str | None, trains: bool) -> Path:
+    """The run's folder, made where it is new.
+
+    Raises:
+        PipelineError: The name is no folder name, or is taken by something else than an unfinished run of notebooks.
+    """
+    if name is None:
+        return _new_folder(datetime.now().strftime("notebooks-%Y%m%d-%H%M%S"))
+    if not name or name in (".", "..", "latest") or "/" in name or "\\" in name or name.startswith((".", "-")):
+        raise PipelineError(
+            f"{name!r} cannot be the name of a run; take letters, digits, '-' and '_', as in --name first"
+        )
+    folder = runs.RUNS / name
+    if trains and folder.is_dir() and any(entry.name != "notebooks" for entry in folder.iterdir()):
+        raise PipelineError(f"There is a run {folder} already; choose another --name, or remove that folder.")
+    _make(folder)
+    return folder
+
+
+def _new_folder(name: str) -> Path:
+    _make(runs.RUNS)
+    for attempt in range(1, 1000):
+        folder = runs.RUNS / (name if attempt == 1 else f"{name}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            _make(folder, exist_ok=False)
+            return folder
+    raise PipelineError(f"A thousand runs are called {name}; pass a name of your own with --name.")
+
+
+def _make(folder: Path, exist_ok: bool = True) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if exist_ok:  # a file has that name
+            raise PipelineError(f"{folder} is a file, not a folder; move it away or choose another --name.") from None
+        raise
+    except OSError as error:
+        raise runs.disk_error(folder, error) from None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, executed_folder: Path) -> Iterator[None]:
+    """Hold the run against a second process with the same name."""
+    _make(executed_folder)
+    with (executed_folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PipelineError(f"Another process is running notebooks into {folder}; choose another --name.") from None
+        yield
+
+
+def _summary(run: Any, executed_folder: Path, report: Path) -> None:
+    """The table of artifacts and the line that says where everything is."""
+    places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
+    with contextlib.suppress(PipelineError):  # a selection of notebooks needs no finished run
+        found = runs.find(run)
+        from rich.console import Console
+
+        from export import artifacts
+
+        if artifacts.recorded(found):
+            Console().print(artifacts.table(found))
+            export_dir = (
+                runs.RUNS / found.name / "export" if found.path.parent == runs.RUNS.resolve() else found.export_dir
+            )
+            places.append(f"artifacts: {export_dir}")
+    print(" · ".join(places))
+
+
+if __name__ == "__main__":
+    cli.run(main)
