@@ -274,15 +274,16 @@ def _tftrt(path: Path) -> _Graph:
 def _tflite(path: Path) -> _Graph:
     tf = device.tensorflow()
     content = path.read_bytes()
-    if content[4:8] != b"TFL3":  # the interpreter reads a file that is something else without checking
-        raise PipelineError(f"{path} is no TFLite file; make it again: python -m export.tflite")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        _check_flatbuffer(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             interpreter = tf.lite.Interpreter(model_content=content, num_threads=_threads())
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise PipelineError(f"{path} is no readable TFLite file ({_first_line(error)}).") from None
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise PipelineError(
+            f"{path} is no readable TFLite file ({_first_line(error)}); make it again: python -m export.tflite"
+        ) from None
     pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     shape, classes = _check_ends(path, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1])
     scale, zero_point = output["quantization"]
@@ -302,6 +303,18 @@ def _tflite(path: Path) -> _Graph:
         return (answer.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
     return _Graph(forward, shape, classes, min(64, _chunk(shape)))
+
+
+def _check_flatbuffer(content: bytes) -> None:
+    """Walk through a TFLite file once: the interpreter follows offsets unchecked, and crashes on a truncated file."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    if content[4:8] != b"TFL3":
+        raise ValueError("it does not begin as one")
+    try:
+        schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    except Exception as error:  # struct.error, ValueError, IndexError, TypeError: whatever the wrong offset leads to
+        raise ValueError("truncated or damaged") from error
 
 
 def _tensor(images: Any) -> Any:

@@ -110,7 +110,7 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
         manifest = count_nodes(converted.graph.as_graph_def())
         if manifest["engines"] == 0:
             raise PipelineError(
-                "TF-TRT could convert nothing of this network (logs/tensorflow.log says why); use python -m export.tflite",
+                "TF-TRT could convert nothing of this network (logs/tensorflow.log says why); use export.tflite",
                 exit_code=1,
             )
         converter.build(input_fn=profile_batches)

@@ -34,8 +34,8 @@ def test_every_artifact_answers_the_same_way(exported_run, digit_images, artifac
     images, labels = digit_images
     predictor = Predictor.load(exported_run.path / artifact)
     assert predictor.input_shape == (16, 16, 3)
-    predictions = predictor.predict(images[:200])
-    assert np.mean([p.index for p in predictions] == labels[:200]) > 0.9
+    predictions = predictor.predict(images[:100])
+    assert np.mean([p.index for p in predictions] == labels[:100]) > 0.9
     for prediction in predictions[:20]:
         assert prediction.probabilities.dtype == np.float32
         assert prediction.probabilities.shape == (10,)
@@ -90,14 +90,15 @@ def test_no_images_no_predictions(predictor):
 
 
 def test_many_images_go_through_in_chunks(exported_run, digit_images):
-    images = np.concatenate([digit_images[0]] * 4)
+    count = len(digit_images[0])
+    images = np.concatenate([digit_images[0]] * 7)
     predictor = Predictor.load(exported_run.model_path)
     seen = []
     forward = predictor._graph.forward
     watched = predict._Graph(lambda x: seen.append(len(x)) or forward(x), (16, 16, 3), 10, predictor._graph.chunk)
     answers = Predictor(predictor.path, "keras", watched, predictor.class_names).predict(images)
     assert seen == [1024, 1024, len(images) - 2048]
-    assert [p.index for p in answers[:597]] == [p.index for p in answers[597:1194]]
+    assert [p.index for p in answers[:count]] == [p.index for p in answers[count : 2 * count]]
 
 
 def test_not_contiguous_pixels(predictor, digit_images):
@@ -188,9 +189,9 @@ def test_what_is_no_artifact(tmp_path, exported_run):
         "empty": "is no artifact; pass a run",
         "missing.tflite": "There is no file",
         "missing": "There is no run",
-        "broken.tflite": "is no TFLite file",
-        "zero.tflite": "is no TFLite file",
-        "short.tflite": "is no readable TFLite file",
+        "broken.tflite": "is no readable TFLite file.*does not begin as one",
+        "zero.tflite": "is no readable TFLite file",
+        "short.tflite": "truncated or damaged.*make it again",
         "broken.keras": "is no readable Keras model",
         "damaged": "is no readable SavedModel",
     }.items():
@@ -212,7 +213,7 @@ def test_copied_artifacts_keep_their_class_names(exported_run, tmp_path):
     shutil.copy(exported_run.export_dir / "model_float16.tflite", tmp_path / "copy.tflite")
     shutil.copytree(exported_run.export_dir / "saved_model", tmp_path / "copy")
     for name in ("copy.tflite", "copy"):
-        assert Predictor.load(tmp_path / name).class_names[:3] == ["zero", "one", "two"]
+        assert Predictor.load(tmp_path / name).class_names[:3] == ["0", "1", "2"]
 
 
 def test_an_artifact_without_class_names(exported_run, tmp_path, digit_images):

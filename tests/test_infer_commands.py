@@ -1,0 +1,150 @@
+"""The commands as a user types them: what they print, where, and with which exit code."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from export import infer, tflite_infer, trt_infer
+from pipeline import PipelineError, runs
+from tests.conftest import REPOSITORY
+
+pytest_plugins = ["tests.export_fixtures"]
+
+
+@pytest.fixture
+def workplace(exported_run, digit_images, tmp_path, monkeypatch):
+    """A working directory with runs/latest and a folder of digits; images/0.png is the first test digit, and so on."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "small").symlink_to(exported_run.path)
+    runs.set_latest(tmp_path / "runs" / "small")
+    folder = tmp_path / "images" / "inner [bold]"
+    folder.mkdir(parents=True)
+    for index, image in enumerate(digit_images[0][:3]):
+        Image.fromarray(image).save((folder if index else tmp_path / "images") / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def call(monkeypatch, main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    return main()
+
+
+def run_command(folder, *arguments):
+    """A fresh process, as a shell starts it; returns (exit code, standard output, standard error)."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_tflite_infer_prints_a_table_and_nothing_else(workplace, digit_images, exported_run):
+    code, output, errors = run_command(workplace, "export.tflite_infer", "images")
+    assert (code, errors) == (0, "")
+    lines = [line for line in output.splitlines() if ".png" in line]
+    assert len(lines) == 3
+    expected = exported_run.load_model().predict(digit_images[0][:3], verbose=0).argmax(1)
+    for line, label in zip(lines, expected, strict=True):
+        assert line.split("│")[2].strip() == str(label)
+        assert line.count("%") == 3
+    assert "inner [bold]/1.png" in output
+
+
+def test_json_with_unreadable_images(workplace, monkeypatch, capsys):
+    (workplace / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    (workplace / "empty").mkdir()
+    paths = ["images/0.png", "broken.png", "missing.png", "empty", "images/inner [bold]/2.png"]
+    code = call(monkeypatch, tflite_infer.main, *paths, "--json", "--top", "2")
+    captured = capsys.readouterr()
+    assert code == 1
+    answers = json.loads(captured.out)
+    assert [answer["path"] for answer in answers] == paths
+    assert [set(answer) for answer in answers[1:4]] == [{"path", "error"}] * 3
+    for answer in (answers[0], answers[4]):
+        assert set(answer) == {"path", "label", "probability", "top"}
+        assert answer["top"][0]["label"] == answer["label"]
+        assert len(answer["top"]) == 2
+    for path in paths[1:4]:
+        assert sum(line.startswith(f"{path}: ") for line in captured.err.splitlines()) == 1
+
+
+def test_table_when_all_images_are_unreadable(workplace, monkeypatch, capsys):
+    assert call(monkeypatch, tflite_infer.main, "missing.png") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "missing.png: no such file or directory\n"
+
+
+def test_which_artifact_answers(workplace, monkeypatch, capsys, exported_run):
+    for given, used in {
+        None: "model_float32.tflite",
+        "model_int8.tflite": "model_int8.tflite",
+        exported_run.export_dir / "model_float16.tflite": "model_float16.tflite",
+    }.items():
+        extra = [] if given is None else ["--artifact", given]
+        assert call(monkeypatch, tflite_infer.main, "images/0.png", "--run", "small", *extra) == 0
+        assert used in capsys.readouterr().out
+
+
+def test_no_artifact_names_the_command_that_makes_one(workplace, monkeypatch, trained_run):
+    with pytest.raises(PipelineError, match=r"has no model_float32.*there is nothing.*python -m export\.tflite --run"):
+        call(monkeypatch, tflite_infer.main, "images", "--run", trained_run.path)
+    with pytest.raises(PipelineError, match=r"has no model_int4\.tflite"):
+        call(monkeypatch, tflite_infer.main, "images", "--artifact", "model_int4.tflite")
+    monkeypatch.setattr(trt_infer.tensorrt_library, "require", lambda: (8, 6, 1))
+    with pytest.raises(PipelineError, match=r"has no tftrt_int8 or .*python -m export\.tftrt --run"):
+        call(monkeypatch, trt_infer.main, "images")
+
+
+def test_no_run_names_the_command_that_makes_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=r"no finished run yet.*python -m pipeline\.train"):
+        call(monkeypatch, tflite_infer.main, "image.png")
+
+
+@pytest.mark.parametrize("command", ["export.trt_infer image.png", "export.tftrt"])
+def test_tensorrt_commands_without_a_gpu(tmp_path, command):
+    code, output, errors = run_command(tmp_path, *command.split())
+    assert (code, output) == (2, "")
+    assert errors.count("\n") == 1
+    assert "needs an NVIDIA GPU and TensorRT" in errors
+    assert "python -m export.tflite" in errors
+
+
+@pytest.mark.parametrize("wrong", [["--top", "0", "x.png"], ["--top", "three", "x.png"], []])
+def test_wrong_use_is_exit_code_2(workplace, monkeypatch, capsys, wrong):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, tflite_infer.main, *wrong)
+    assert stopped.value.code == 2
+    assert "usage: python -m export.tflite_infer" in capsys.readouterr().err
+
+
+def test_folders_are_searched_to_the_bottom_in_order(workplace):
+    (workplace / "images" / "notes.txt").write_text("no image")
+    (workplace / "images" / "Upper.PNG").write_bytes((workplace / "images" / "0.png").read_bytes())
+    expected = ["images/0.png", "images/Upper.PNG", "images/inner [bold]/1.png", "images/inner [bold]/2.png"]
+    assert list(infer._files(["images"])) == expected
+    assert list(infer._files(["images/0.png", "images/0.png"])) == ["images/0.png"] * 2
+
+
+def test_export_tflite_command(workplace, trained_run):
+    shutil.copytree(trained_run.path, workplace / "runs" / "fresh")
+    code, output, errors = run_command(workplace, "export.tflite", "--run", "fresh")
+    assert (code, errors) == (0, "")
+    lines = [line for line in output.splitlines() if "%" in line]
+    names = ["model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"]
+    assert [line.split("│")[1].strip() for line in lines] == names
+    assert output.splitlines()[-1] == f"written to {workplace / 'runs' / 'fresh' / 'export'}"
+
+
+def test_export_saved_model_command(workplace, trained_run):
+    shutil.copytree(trained_run.path, workplace / "runs" / "fresh")
+    code, output, errors = run_command(workplace, "export.saved_model", "--run", "runs/fresh")
+    assert (code, output, errors) == (0, f"{workplace / 'runs' / 'fresh' / 'export' / 'saved_model'}\n", "")
