@@ -47,6 +47,8 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
                         while block := _read(answer):
                             file.write(block)
                             bar.update(len(block))
+                    if file.tell() < size:
+                        raise _Interrupted(f"the connection ended after {file.tell()} of {size} bytes")
             except (_Interrupted, urllib.error.URLError) as error:
                 reason = getattr(error, "reason", None) or error
                 raise PipelineError(
@@ -83,9 +85,10 @@ def check_digest(path: Path, digest: str, *, named: str | None = None) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm) if hasattr(hashlib, "file_digest") else _digest(file, algorithm)
     if found.hexdigest() != expected:
+        way_out = "delete it and download it again" if named is None else "try again later"
         raise PipelineError(
             f"{named or path} is incomplete, damaged or another file: its {algorithm} is {found.hexdigest()}, the "
-            f"published one {expected}; delete it and download it again.",
+            f"published one {expected}; {way_out}.",
             exit_code=1,
         )
 

@@ -76,7 +76,7 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
     except MemoryError:
         raise ImageError(name, "no memory left to decode it") from None
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly anything
-        truncated = "truncated" in str(error) or "unexpected end" in str(error).lower() or isinstance(error, EOFError)
+        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _webp_is_cut(data)
         raise ImageError(name, "truncated" if truncated else f"damaged ({error or type(error).__name__})") from None
 
 
@@ -96,6 +96,11 @@ def _jpeg_is_complete(data: bytes) -> bool:
             return data.find(b"\xff\xd9", position) >= 0
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return True  # an unusual header is the decoder's business
+
+
+def _webp_is_cut(data: bytes) -> bool:
+    """Whether a WebP file is shorter than its RIFF header says."""
+    return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 def _as_seen(image: Image.Image) -> np.ndarray:

@@ -1,0 +1,717 @@
+"""Every source gives the same thing, and bad input gives one sentence."""
+
+import doctest
+import hashlib
+import http.server
+import io
+import json
+import logging
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pipeline import PipelineError, columns, datasets, device, frames
+from pipeline.datasets import archives, cifar10, source
+
+CONFIGURATION = Path(datasets.__file__).parent.parent / "conf" / "dataset"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Each test starts without a cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PIPELINE_CACHE", str(folder))
+    return folder
+
+
+def png(value: int | tuple[int, int, int], size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+    """A plain image: grey for a number, else RGB."""
+    buffer = io.BytesIO()
+    Image.new("L" if isinstance(value, int) else "RGB", size, value).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def folder_of(root: Path, tree: dict[str, list[bytes]]) -> Path:
+    """Write images below `root`: folder name to contents."""
+    for name, contents in tree.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index, content in enumerate(contents):
+            (root / name / f"{index:03}.png").write_bytes(content)
+    return root
+
+
+def parquet_of(path: Path, images: list, labels, image="img", label="label", metadata=None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = labels if isinstance(labels, pa.Array) else pa.array(labels)
+    table = pa.table({image: pa.array(images), label: labels})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def greys(*values: int) -> list[bytes]:
+    return [png(value) for value in values]
+
+
+def pixels_of(split) -> list[int]:
+    """The first value of each image."""
+    return device.to_numpy(split.images)[:, 0, 0, 0].tolist()
+
+
+def labels_of(split) -> list[int]:
+    return device.to_numpy(split.labels).tolist()
+
+
+def everything(dataset) -> set[tuple[int, int]]:
+    """(first pixel, label) of every image of every split."""
+    return {pair for split in dataset.splits.values() for pair in zip(pixels_of(split), labels_of(split), strict=True)}
+
+
+# digits
+
+
+def test_digits_are_scikit_learns_enlarged():
+    dataset = datasets.load("digits")
+    reference = load_digits()
+    assert dataset.class_names == [str(digit) for digit in range(10)]
+    assert dataset.image_shape == (32, 32, 1) and dataset.num_classes == 10
+    images = np.concatenate([device.to_numpy(split.images) for split in dataset.splits.values()])
+    labels = np.concatenate([device.to_numpy(split.labels) for split in dataset.splits.values()])
+    sources = np.concatenate([split.sources.to_numpy() for split in dataset.splits.values()])
+    order = [int(name.split("#")[1]) for name in sources]
+    assert sorted(order) == list(range(1797))
+    assert np.array_equal(labels, reference.target[order])
+    # Averaging blocks of 4×4 gives back the 8×8 original, but for the smoothing: compare where it is smooth.
+    shrunk = images[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
+    original = reference.images[order] * 255 / 16
+    assert np.corrcoef(shrunk.ravel(), original.ravel())[0, 1] > 0.97
+    assert images.max() == 255 and images.min() == 0
+
+
+def test_digits_have_a_fixed_stratified_test_split():
+    first, second = datasets.load("digits", seed=0), datasets.load("digits", seed=1)
+    assert list(first.test.sources.to_numpy()) == list(second.test.sources.to_numpy())
+    assert list(first.validation.sources.to_numpy()) != list(second.validation.sources.to_numpy())
+    expected = np.floor(np.bincount(load_digits().target) * 0.2 + 0.5)
+    assert np.array_equal(np.bincount(labels_of(first.test)), expected)
+
+
+def test_the_docstring_example_runs():
+    results = doctest.testmod(datasets)
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_image_size_and_channels_are_obeyed():
+    dataset = datasets.load("digits", image_size=[16, 24], channels=3)
+    assert dataset.image_shape == (16, 24, 3)
+    images = device.to_numpy(dataset.train.images)
+    assert np.array_equal(images[..., 0], images[..., 2])
+    assert len(dataset.mean) == len(dataset.std) == 3
+
+
+def test_mean_and_deviation_are_those_of_the_training_split():
+    dataset = datasets.load("digits", classes=["3", "7"], limit_per_class=50)
+    images = device.to_numpy(dataset.train.images) / 255
+    assert np.allclose(dataset.mean, images.mean(axis=(0, 1, 2)), atol=1e-12)
+    assert np.allclose(dataset.std, images.std(axis=(0, 1, 2)), atol=1e-12)
+
+
+def test_classes_and_limits():
+    dataset = datasets.load("digits", classes=["7", "3"], limit_per_class=20, validation_fraction=0.25)
+    assert dataset.class_names == ["3", "7"]
+    assert [np.bincount(labels_of(split)).tolist() for split in dataset.splits.values()] == [[15, 15], [5, 5], [20, 20]]
+    target = load_digits().target
+    for split in dataset.splits.values():
+        order = [int(name.split("#")[1]) for name in split.sources.to_numpy()]
+        assert [{3: 0, 7: 1}[target[index]] for index in order] == labels_of(split)
+
+
+def test_no_validation_split_when_none_is_wanted():
+    dataset = datasets.load("digits", validation_fraction=0)
+    assert len(dataset.validation) == 0 and len(dataset.train) + len(dataset.test) == 1797
+    assert tuple(dataset.validation.images.shape[1:]) == (32, 32, 1)
+
+
+# The cache
+
+
+def count_decoding(monkeypatch) -> list[str]:
+    """Names of the data sets that are decoded from now on."""
+    decoded = []
+    decode = source.decode
+    monkeypatch.setattr(
+        datasets, "decode", lambda *args, **kwargs: decoded.append(kwargs["name"]) or decode(*args, **kwargs)
+    )
+    return decoded
+
+
+def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
+    decoded = count_decoding(monkeypatch)
+    first, second = datasets.load("digits"), datasets.load("digits")
+    assert decoded == ["digits"]
+    for name, split in first.splits.items():
+        other = second.splits[name]
+        assert np.array_equal(device.to_numpy(split.images), device.to_numpy(other.images))
+        assert labels_of(split) == labels_of(other)
+        assert list(split.sources.to_numpy()) == list(other.sources.to_numpy())
+    assert (first.digest, first.mean, first.std) == (second.digest, second.mean, second.std)
+
+
+def test_another_size_is_another_cache_and_a_filter_is_not(monkeypatch, own_cache):
+    decoded = count_decoding(monkeypatch)
+    datasets.load("digits")
+    datasets.load("digits", classes=["1", "2"], limit_per_class=3, seed=4, validation_fraction=0.5)
+    assert len(decoded) == 1
+    datasets.load("digits", image_size=16)
+    assert len(decoded) == 2 and len(list((own_cache / "datasets").iterdir())) == 2
+
+
+def test_a_changed_source_is_decoded_again_in_place(tmp_path, monkeypatch, own_cache):
+    root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
+    decoded = count_decoding(monkeypatch)
+    before = datasets.load("image_folder", root)
+    (root / "cat" / "new.png").write_bytes(png(5))
+    after = datasets.load("image_folder", root)
+    assert len(decoded) == 2 and before.digest != after.digest
+    assert everything(after) - everything(before) == {(5, 0)}
+    assert len(list((own_cache / "datasets").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
+def test_a_damaged_cache_is_made_again(damage, own_cache, caplog):
+    before = datasets.load("digits")
+    (path,) = (own_cache / "datasets").iterdir()
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        for position in range(1000, 1100):
+            data[position] ^= 0xFF
+    path.write_bytes({"truncated": data[:5000], "flipped": data, "emptied": b""}[damage])
+    after = datasets.load("digits")
+    assert np.array_equal(device.to_numpy(before.train.images), device.to_numpy(after.train.images))
+    assert datasets.load("digits").digest == before.digest
+
+
+def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PipelineError, match="file cannot be written"):
+        datasets.load("digits", cache_dir=tmp_path / "file")
+
+
+# image_folder
+
+
+def test_class_folders_with_a_test_split_made_from_them(tmp_path):
+    tree = {"dog": greys(*range(100, 110)), "cat": greys(*range(10))}
+    dataset = datasets.load("image_folder", folder_of(tmp_path, tree), validation_fraction=0.25)
+    assert dataset.class_names == ["cat", "dog"]
+    assert [len(split) for split in dataset.splits.values()] == [12, 4, 4]
+    assert everything(dataset) == {(value, 0) for value in range(10)} | {(value, 1) for value in range(100, 110)}
+    assert dataset.image_shape == (8, 8, 1)
+
+
+def test_train_test_and_validation_folders_are_kept_apart(tmp_path):
+    tree = {
+        "train/a": greys(1, 2),
+        "train/b": greys(3, 4),
+        "test/a": greys(5),
+        "test/b": greys(6),
+        "val/b": greys(7),
+    }
+    dataset = datasets.load("image_folder", folder_of(tmp_path, tree))
+    assert sorted(pixels_of(dataset.train)) == [1, 2, 3, 4]
+    assert pixels_of(dataset.validation) == [7] and labels_of(dataset.validation) == [1]
+    assert pixels_of(dataset.test) == [5, 6] and labels_of(dataset.test) == [0, 1]
+    assert [Path(name).name for name in dataset.test.sources.to_numpy()] == ["000.png", "000.png"]
+
+
+def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
+    folder_of(tmp_path, {"a/deep/er": greys(1), "a": greys(2), "b": greys(3, 4), ".hidden": greys(9)})
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "README.md").write_text("no class")
+    for suffix, kind in ((".JPEG", "JPEG"), (".bmp", "BMP"), (".GIF", "GIF"), (".webp", "WEBP")):
+        (tmp_path / "b" / f"x{suffix}").write_bytes(png(5, kind=kind))
+    dataset = datasets.load("image_folder", tmp_path, channels=1, test_fraction=0, validation_fraction=0)
+    assert dataset.class_names == ["a", "b"]
+    assert np.bincount(labels_of(dataset.train)).tolist() == [2, 6]
+
+
+def test_different_sizes_ask_for_image_size(tmp_path):
+    folder_of(tmp_path, {"a": [png(1), png(2, (10, 6))], "b": greys(3, 4)})
+    with pytest.raises(PipelineError, match=r"001\.png is 10×6 pixels and .*000\.png is 8×8; set image_size"):
+        datasets.load("image_folder", tmp_path)
+    assert datasets.load("image_folder", tmp_path, image_size=8).image_shape == (8, 8, 1)
+
+
+def test_mixed_grey_and_colour_ask_for_channels(tmp_path):
+    folder_of(tmp_path, {"a": [png(1), png((2, 3, 4))], "b": greys(3, 4)})
+    with pytest.raises(PipelineError, match=r"000\.png is grey and .*001\.png is in colour; set channels=3"):
+        datasets.load("image_folder", tmp_path)
+    assert datasets.load("image_folder", tmp_path, channels=3).image_shape == (8, 8, 3)
+
+
+def test_bad_images_are_listed_and_left_out(tmp_path, caplog):
+    folder_of(tmp_path, {"a": [*greys(*range(98)), b"", png(7)[:50]], "b": greys(*range(100, 200))})
+    with caplog.at_level(logging.WARNING):
+        dataset = datasets.load("image_folder", tmp_path)
+    reasons = {Path(bad.path).name: bad.reason for bad in dataset.rejected}
+    assert reasons == {"098.png": "the file is empty", "099.png": "truncated"}
+    assert sum(len(split) for split in dataset.splits.values()) == 198
+    assert "Left out 2 of 200 images" in caplog.text
+    assert datasets.load("image_folder", tmp_path).rejected == dataset.rejected  # from the cache as well
+
+
+def test_too_many_bad_images_stop_the_load(tmp_path):
+    folder_of(tmp_path, {"a": [*greys(*range(9)), b"broken"], "b": greys(*range(100, 110))})
+    with pytest.raises(PipelineError, match=r"1 of 20 images of .* max_rejected=0\.01 allows: .*009\.png") as info:
+        datasets.load("image_folder", tmp_path)
+    assert info.value.exit_code == 1
+    assert len(datasets.load("image_folder", tmp_path, max_rejected=0.05).rejected) == 1
+    with pytest.raises(PipelineError, match="max_rejected"):  # the cache does not hide it
+        datasets.load("image_folder", tmp_path)
+
+
+def test_a_class_of_bad_images_only(tmp_path):
+    folder_of(tmp_path, {"a": greys(1, 2), "b": [b"", b""]})
+    with pytest.raises(PipelineError, match=r"The class 'b' of .* has no readable training image"):
+        datasets.load("image_folder", tmp_path, max_rejected=1)
+
+
+def test_bad_images_only(tmp_path):
+    folder_of(tmp_path, {"a": [b""], "b": [b""]})
+    with pytest.raises(PipelineError, match=r"No image could be read, 2 were left out; the first: .*the file is empty"):
+        datasets.load("image_folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tree, sentence",
+    [
+        ({}, "has no class folders"),
+        ({"a": [png(1)]}, "has one class only ('a'); a classifier needs at least two"),
+        ({"a": [png(1)], "b": []}, "The class 'b' of"),
+        ({"train/a": [png(1)], "train/b": [png(1)], "test/c": [png(1)]}, "test/c is not in"),
+        ({"train/a": [png(1)], "train/b": [png(1)], "test": [png(1)]}, "test has no class folders"),
+    ],
+)
+def test_unusable_folders_say_why(tmp_path, tree, sentence):
+    folder_of(tmp_path, tree)
+    with pytest.raises(PipelineError) as info:
+        datasets.load("image_folder", tmp_path)
+    assert sentence in str(info.value)
+
+
+def test_a_class_name_may_be_any_text(tmp_path):
+    dataset = datasets.load("image_folder", folder_of(tmp_path, {"chat noir": greys(1, 2), "Schäfer": greys(3, 4)}))
+    assert dataset.class_names == ["Schäfer", "chat noir"]
+
+
+# parquet
+
+HUGGING_FACE = {
+    "huggingface": json.dumps({"info": {"features": {"label": {"names": ["x", "y"], "_type": "ClassLabel"}}}})
+}
+
+
+def test_a_single_file_with_integers(tmp_path):
+    path = parquet_of(tmp_path / "all.parquet", greys(*range(20)), [5, 9] * 10, image="image", label="labels")
+    dataset = datasets.load("parquet", path)
+    assert dataset.class_names == ["5", "9"]
+    assert everything(dataset) == {(value, value % 2) for value in range(20)}
+    assert len(dataset.test) == 4
+    assert dataset.train.sources.iloc[0].startswith("all.parquet#")
+
+
+def test_a_folder_of_splits_with_structs_and_names_in_the_metadata(tmp_path):
+    def structs(*values):
+        return [{"bytes": png(value), "path": f"{value}.png"} for value in values]
+
+    parquet_of(tmp_path / "data/train-00000-of-00002.parquet", structs(1, 2), [0, 1], metadata=HUGGING_FACE)
+    parquet_of(tmp_path / "data/train-00001-of-00002.parquet", structs(3, 4), [0, 1], metadata=HUGGING_FACE)
+    parquet_of(tmp_path / "data/validation-00000-of-00001.parquet", structs(5), [1], metadata=HUGGING_FACE)
+    parquet_of(tmp_path / "data/test-00000-of-00001.parquet", structs(6, 7), [1, 0], metadata=HUGGING_FACE)
+    dataset = datasets.load("parquet", tmp_path)
+    assert dataset.class_names == ["x", "y"]
+    assert [pixels_of(split) for split in dataset.splits.values()] == [[1, 2, 3, 4], [5], [6, 7]]
+    assert [labels_of(split) for split in dataset.splits.values()] == [[0, 1, 0, 1], [1], [1, 0]]
+    assert list(dataset.test.sources.to_numpy()) == ["6.png", "7.png"]
+
+
+def test_texts_as_labels(tmp_path):
+    labels = pa.array(["b", "a", "b", "a"]).dictionary_encode()
+    dataset = datasets.load("parquet", parquet_of(tmp_path / "x.parquet", greys(1, 2, 3, 4), labels))
+    assert dataset.class_names == ["a", "b"]
+    assert everything(dataset) == {(1, 1), (2, 0), (3, 1), (4, 0)}
+
+
+def test_class_names_as_an_argument(tmp_path):
+    path = parquet_of(tmp_path / "x.parquet", greys(1, 2, 3, 4), [0, 1, 0, 1])
+    assert datasets.load("parquet", path, class_names=["no", "yes"]).class_names == ["no", "yes"]
+    assert datasets.load("parquet", path, class_names=["low", "high"]).class_names == ["low", "high"]
+
+
+def test_a_row_without_an_image_is_rejected(tmp_path):
+    path = parquet_of(tmp_path / "x.parquet", [*greys(*range(5)), None], [0, 1] * 3)
+    dataset = datasets.load("parquet", path, max_rejected=0.5)
+    assert [(bad.path, bad.reason) for bad in dataset.rejected] == [("x.parquet#5", "there is no image data")]
+
+
+@pytest.mark.parametrize(
+    "images, labels, options, sentence",
+    [
+        (greys(1, 2), [0, 5], {"class_names": ["a", "b"]}, "has the label 5 in its train split, but 2 classes"),
+        (greys(1, 2), [0, -1], {"class_names": ["a", "b"]}, "has the label -1"),
+        (greys(1, 2), [3, 3], {}, "has one class only ('3')"),
+        (greys(1, 2), [0, 1], {"class_names": ["a", "b", "c"]}, "The class 'c' of"),
+        (greys(1, 2), [0, 1], {"class_names": ["a", "a"]}, "The class name 'a' is given twice"),
+        (greys(1, 2), [0, 1], {"class_names": "ab"}, "class_names is the text 'ab'; pass a list"),
+        (greys(1, 2), ["a", "z"], {"class_names": ["a", "b"]}, "The label 'z' is none of the classes a, b"),
+        (greys(1, 2), [0, None], {}, "has 1 rows without a label"),
+        (greys(1, 2), [0.5, 1.5], {}, "labels must be integers or strings"),
+        ([1, 2], [0, 1], {}, "it must hold encoded images"),
+        ([], pa.array([], pa.int64()), {}, "has no classes"),
+        ([], pa.array([], pa.int64()), {"class_names": ["a", "b"]}, "has no training images"),
+    ],
+)
+def test_unusable_parquet_says_why(tmp_path, images, labels, options, sentence):
+    path = parquet_of(tmp_path / "x.parquet", images, labels)
+    with pytest.raises(PipelineError) as info:
+        datasets.load("parquet", path, **options)
+    assert sentence in str(info.value)
+
+
+def test_missing_columns_are_named(tmp_path):
+    path = parquet_of(tmp_path / "x.parquet", greys(1), [0], image="picture", label="class")
+    with pytest.raises(PipelineError, match="no label column 'label' or 'labels'; its columns are: picture, class"):
+        datasets.load("parquet", path)
+    path = parquet_of(tmp_path / "y.parquet", greys(1, 2), [0, 1], image="picture")
+    with pytest.raises(PipelineError, match="no image column 'img' or 'image'; its columns are: picture, label"):
+        datasets.load("parquet", path)
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(PipelineError, match=r"x\.parquet cannot be read as Parquet"):
+        datasets.load("parquet", tmp_path)
+
+
+def test_files_of_no_split_among_others(tmp_path):
+    parquet_of(tmp_path / "train.parquet", greys(1, 2), [0, 1])
+    parquet_of(tmp_path / "extra.parquet", greys(1, 2), [0, 1])
+    with pytest.raises(PipelineError, match=r"extra\.parquet belongs to no split"):
+        datasets.load("parquet", tmp_path)
+
+
+def test_an_empty_folder_and_none(tmp_path):
+    with pytest.raises(PipelineError, match=r"There is no \.parquet file in"):
+        datasets.load("parquet", tmp_path)
+    for name in ("parquet", "image_folder"):
+        with pytest.raises(PipelineError, match=f"The data set '{name}' needs data_dir="):
+            datasets.load(name)
+        with pytest.raises(PipelineError, match=r"There is no (file or )?folder"):
+            datasets.load(name, tmp_path / "missing")
+
+
+# cifar10
+
+
+def binary_archive(path: Path, count: int = 20) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Write an archive of the official layout with `count` random images a file; returns what is in it."""
+    generator = np.random.default_rng(0)
+    contents = {}
+    with tarfile.open(path, "w:gz") as archive:
+        for name in [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]:
+            images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            contents[name] = list(zip([index % 10 for index in range(count)], images, strict=True))
+            # The official order: the label, then all red values row by row, then green, then blue.
+            data = b"".join(
+                bytes([label]) + b"".join(image[:, :, channel].tobytes() for channel in range(3))
+                for label, image in contents[name]
+            )
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return contents
+
+
+def md5_of(path: Path) -> str:
+    return "md5:" + hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("inside", ["", "cifar10"])
+def test_the_official_binary_archive(tmp_path, monkeypatch, inside):
+    (tmp_path / inside).mkdir(exist_ok=True)
+    path = tmp_path / inside / cifar10.ARCHIVE
+    contents = binary_archive(path)
+    monkeypatch.setattr(cifar10, "DIGEST", md5_of(path))
+    dataset = datasets.load("cifar10", tmp_path)
+    assert [len(split) for split in dataset.splits.values()] == [90, 10, 20]
+    assert dataset.class_names[0] == "airplane" and dataset.class_names[9] == "truck"
+    for split in dataset.splits.values():
+        images = device.to_numpy(split.images)
+        for image, label, name in zip(images, labels_of(split), split.sources.to_numpy(), strict=True):
+            file, index = name.split("#")
+            assert contents[file][int(index)][0] == label
+            assert np.array_equal(contents[file][int(index)][1], image)
+
+
+def test_an_archive_of_another_digest_is_refused(tmp_path):
+    binary_archive(tmp_path / cifar10.ARCHIVE, count=1)
+    with pytest.raises(PipelineError, match=r"incomplete, damaged or another file: .* published one c32a1d"):
+        datasets.load("cifar10", tmp_path)
+
+
+def test_parquet_is_preferred_to_the_archive(tmp_path, monkeypatch):
+    binary_archive(tmp_path / cifar10.ARCHIVE, count=1)
+    images = [png((value, 0, 0), (32, 32)) for value in range(20)]
+    parquet_of(tmp_path / "cifar10/train.parquet", images, list(range(10)) * 2)
+    parquet_of(tmp_path / "cifar10/test.parquet", images[:10], list(range(10)))
+    dataset = datasets.load("cifar10", tmp_path)
+    assert len(dataset.test) == 10 and dataset.class_names == cifar10.CLASS_NAMES
+    assert datasets.load("cifar10", tmp_path / "cifar10").digest == dataset.digest
+
+
+def test_cifar10_of_the_real_data(real_data):
+    """5,000 training and 1,000 test images of each class; a sample compared with Pillow's own decoding."""
+    dataset = datasets.load("cifar10", real_data, progress=False)
+    counts = frames.counts(dataset)
+    counts = counts.to_pandas() if hasattr(counts, "to_pandas") else counts
+    assert (counts[["train", "validation", "test"]] == [4500, 500, 1000]).all(axis=None)
+    # The published statistics of CIFAR-10 (0.4914, 0.4822, 0.4465), on JPEG copies and nine tenths of the images.
+    assert np.allclose(dataset.mean, (0.4914, 0.4822, 0.4465), atol=2e-3)
+    assert np.allclose(dataset.std, (0.2470, 0.2435, 0.2616), atol=4e-3)
+    table = pq.read_table(real_data / "cifar10" / "test.parquet").slice(0, 200).to_pylist()
+    for index, row in enumerate(table):
+        expected = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
+        assert np.array_equal(device.to_numpy(dataset.test.images[index]), expected)
+        assert int(dataset.test.labels[index]) == row["label"]
+
+
+# Downloads and archives
+
+
+@pytest.fixture
+def server():
+    """A web server: what is put into `pages` is served; a page ending early declares more than it sends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content, declared = self.server.pages.get(self.path, (None, 0))
+            if content is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(declared))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.pages = {}
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_cifar10_is_downloaded_where_it_is_not_found(tmp_path, server, monkeypatch, own_cache):
+    binary_archive(tmp_path / "official.tar.gz")
+    content = (tmp_path / "official.tar.gz").read_bytes()
+    server.pages["/cifar"] = (content, len(content))
+    monkeypatch.setattr(cifar10, "ADDRESS", f"http://127.0.0.1:{server.server_port}/cifar")
+    monkeypatch.setattr(cifar10, "DIGEST", md5_of(tmp_path / "official.tar.gz"))
+    assert len(datasets.load("cifar10").test) == 20
+    assert (own_cache / "downloads" / "cifar10" / cifar10.ARCHIVE).read_bytes() == content
+    server.pages.clear()
+    assert len(datasets.load("cifar10", limit_per_class=1).test) == 10  # not downloaded twice
+
+
+@pytest.mark.parametrize(
+    "page, sentence",
+    [
+        (None, "could not be downloaded"),
+        ((b"other", 5), "incomplete, damaged or another file"),
+        ((b"half", 8), "could not be downloaded"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(tmp_path, server, page, sentence):
+    if page:
+        server.pages["/x"] = page
+    address = f"http://127.0.0.1:{server.server_port}/x"
+    with pytest.raises(PipelineError, match=sentence):
+        archives.download(address, tmp_path / "folder" / "x", "md5:" + hashlib.md5(b"halfhalf").hexdigest())
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_no_connection_says_where_to_put_the_file(tmp_path):
+    with pytest.raises(PipelineError, match=r":9/x could not be downloaded .* put it at .*/x\.") as info:
+        archives.download("http://127.0.0.1:9/x", tmp_path / "x", "md5:0")
+    assert info.value.exit_code == 1
+
+
+def tar_with(path: Path, *members: tarfile.TarInfo, content: bytes = b"data") -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for member in members:
+            if member.isfile():
+                member.size = len(content)
+            archive.addfile(member, io.BytesIO(content) if member.isfile() else None)
+    return path
+
+
+def tar_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        tarfile.TarInfo("../evil"),
+        tarfile.TarInfo("/tmp/evil"),
+        tarfile.TarInfo("a/../../evil"),
+        tar_link("link", "/etc"),
+        tar_link("link", "../.."),
+        tar_link("hard", "../evil", tarfile.LNKTYPE),
+        tar_link("device", "", tarfile.CHRTYPE),
+    ],
+    ids=lambda member: f"{member.name}-{member.linkname}",
+)
+def test_unsafe_tar_members_are_refused(tmp_path, member):
+    archive = tar_with(tmp_path / "x.tar.gz", tarfile.TarInfo("good"), member)
+    with pytest.raises(PipelineError, match="is refused: its member"):
+        archives.unpack(archive, tmp_path / "inner" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar.gz", "inner"] or not (tmp_path / "evil").exists()
+    assert list((tmp_path / "inner").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name, mode", [("../evil", 0o100644), ("/evil", 0o100644), ("link", 0o120777), ("C:\\evil", 0)]
+)
+def test_unsafe_zip_members_are_refused(tmp_path, name, mode):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        member = zipfile.ZipInfo(name)
+        member.external_attr = mode << 16
+        archive.writestr(member, "target")
+    with pytest.raises(PipelineError, match="is refused: its member"):
+        archives.unpack(tmp_path / "x.zip", tmp_path / "inner" / "out")
+    assert list((tmp_path / "inner").iterdir()) == []
+
+
+def test_archives_unpack_whole(tmp_path):
+    folder = tarfile.TarInfo("a")
+    folder.type = tarfile.DIRTYPE
+    tar_with(tmp_path / "x.tar.gz", folder, tarfile.TarInfo("a/b/c.txt"), content=b"tar")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a/b/c.txt", "zip")
+    for kind in ("tar.gz", "zip"):
+        out = archives.unpack(tmp_path / f"x.{kind}", tmp_path / f"out-{kind}")
+        assert [p.relative_to(out).as_posix() for p in out.rglob("*.txt")] == ["a/b/c.txt"]
+        assert (out / "a/b/c.txt").read_text() == kind.split(".")[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out-tar.gz", "out-zip", "x.tar.gz", "x.zip"]
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "text"])
+def test_a_damaged_archive_is_one_sentence(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    content = np.random.default_rng(0).bytes(50_000)
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.bin", content)
+        damaged = bytearray(path.read_bytes())
+        damaged[20_000:20_100] = bytes(100)
+    else:
+        damaged = tar_with(path, tarfile.TarInfo("x.bin"), content=content).read_bytes()[:30_000]
+    path.write_bytes(damaged if kind != "text" else b"no archive at all")
+    with pytest.raises(PipelineError, match="cannot be unpacked"):
+        archives.unpack(path, tmp_path / "inner" / "out")
+    assert list((tmp_path / "inner").iterdir()) == []
+
+
+def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path):
+    member = tarfile.TarInfo("huge")
+    member.size = 2**60
+    (tmp_path / "x.tar").write_bytes(member.tobuf() + bytes(1024))
+    with pytest.raises(PipelineError, match=r"needs \d+ MB unpacked|cannot be unpacked"):
+        archives.unpack(tmp_path / "x.tar", tmp_path / "inner" / "out")
+    assert list((tmp_path / "inner").iterdir()) == []
+
+
+# Arguments and configuration
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            {"name": "mnist"},
+            "There is no data set 'mnist'; the known ones are: digits, cifar10, parquet, image_folder.",
+        ),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": "big"}, "image_size is 'big'"),
+        ({"image_size": [1, 2, 3]}, "image_size is [1, 2, 3]"),
+        ({"image_size": 7.5}, "image_size is 7.5"),
+        ({"channels": 4}, "channels is 4"),
+        ({"class_names": ["a"]}, "'digits' has class names of its own"),
+        ({"classes": ["1"]}, "classes=['1'] leaves 1 class"),
+        ({"classes": "12"}, "classes is the text '12'"),
+        ({"classes": ["1", "eleven"]}, "There is no class 'eleven'; the classes are: 0, 1,"),
+        ({"limit_per_class": 0}, "limit_per_class is 0"),
+        ({"validation_fraction": 1}, "The fraction to hold out is 1"),
+        ({"test_fraction": -1}, "The fraction to hold out is -1"),
+        ({"max_rejected": 2}, "max_rejected is 2"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments, sentence):
+    with pytest.raises(PipelineError) as info:
+        datasets.load(**{"name": "digits", **arguments})
+    assert sentence in str(info.value)
+
+
+def test_unequal_numbers_of_images_and_labels():
+    settings = source.Settings(None, None, None, Path(), progress=False)
+    for count in (2, 4):
+        images = [("x", np.zeros((4, 4, 1), np.uint8))] * count
+        contents = source.Contents(["a", "b"], {"train": np.zeros(3, np.int32)}, lambda split, images=images: images)
+        with pytest.raises(PipelineError, match=r"The train split of y has .*3 labels; they must be equal"):
+            list(source.decode(contents, settings, [], name="y"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGURATION.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_data_set_has_a_configuration_that_load_takes(path):
+    import inspect
+
+    settings = OmegaConf.load(path)
+    parameters = inspect.signature(datasets.load).parameters
+    assert settings.name == path.stem and set(settings) <= set(parameters)
+    for key, value in settings.items():
+        if key not in ("name", "data_dir"):
+            assert value == parameters[key].default, key
+
+
+def test_a_configuration_for_every_data_set():
+    assert {path.stem for path in CONFIGURATION.glob("*.yaml")} == set(datasets.names())
+
+
+def test_lists_of_the_configuration_are_taken():
+    settings = OmegaConf.create({"name": "digits", "classes": ["1", "2"], "image_size": [8, 16]})
+    dataset = datasets.load(**settings)
+    assert dataset.class_names == ["1", "2"] and dataset.image_shape == (8, 16, 1)
+
+
+def test_arrays_live_where_the_pipeline_computes():
+    dataset = datasets.load("digits")
+    for split in dataset.splits.values():
+        assert isinstance(split.images, device.xp().ndarray) and isinstance(split.labels, device.xp().ndarray)
+        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
+    assert isinstance(dataset.train, columns.Split)

@@ -1,0 +1,238 @@
+"""Decoding as a person would see it, and the one resizing."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import PipelineError
+from pipeline.datasets import ImageError, decode_image, fit_image
+
+RNG = np.random.default_rng(7)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 20, width: int = 30, channels: int = 3) -> np.ndarray:
+    return RNG.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG written by hand, for what Pillow cannot write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind, options", [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_give_back_the_pixels(kind, options):
+    pixels = noise()
+    assert np.array_equal(decode_image(encoded(Image.fromarray(pixels), kind, **options)), pixels)
+
+
+def test_a_grey_image_has_one_channel_and_paths_work_like_bytes(tmp_path):
+    pixels = noise(channels=1)
+    path = tmp_path / "grey.png"
+    Image.fromarray(pixels[..., 0]).save(path)
+    for source in (path, str(path), path.read_bytes(), memoryview(path.read_bytes())):
+        assert np.array_equal(decode_image(source), pixels)
+
+
+def test_jpeg_stays_close():
+    smooth = np.add.outer(np.arange(40), np.arange(40)).astype(np.uint8)
+    decoded = decode_image(encoded(Image.fromarray(smooth), "JPEG", quality=95))
+    assert decoded.shape == (40, 40, 1)
+    assert np.abs(decoded[..., 0].astype(int) - smooth).max() <= 4
+
+
+def test_one_bit_images_are_black_and_white():
+    bits = noise(channels=1)[..., 0] > 127
+    assert np.array_equal(decode_image(encoded(Image.fromarray(bits)))[..., 0], np.where(bits, 255, 0))
+
+
+def test_sixteen_bit_grey_is_scaled_not_cut():
+    wide = np.array([[0, 128, 129, 257], [32768, 65535, 65406, 65407]], np.uint16)
+    expected = np.rint(wide / 65535 * 255).astype(np.uint8)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(wide)))[..., 0], expected)
+
+
+def test_sixteen_bit_colour_keeps_its_brightness():
+    wide = RNG.integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
+    decoded = decode_image(png(7, 5, 16, 2, rows))
+    assert decoded.shape == (5, 7, 3)
+    assert np.abs(decoded - wide / 65535 * 255).max() <= 1
+
+
+def test_sixteen_bit_transparent_grey_becomes_white():
+    wide = np.array([[1000, 2570]], np.uint16)
+    rows = b"\0" + wide.astype(">u2").tobytes()
+    decoded = decode_image(png(2, 1, 16, 0, rows, png_chunk(b"tRNS", struct.pack(">H", 1000))))
+    assert decoded.ravel().tolist() == [255, 10]
+
+
+def test_palette_images_show_their_colours():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 0, 200])
+    picture.putdata([0, 1])
+    assert decode_image(encoded(picture)).tolist() == [[[255, 0, 0], [0, 0, 200]]]
+    assert decode_image(encoded(picture, transparency=0)).tolist() == [[[255, 255, 255], [0, 0, 200]]]
+
+
+def test_alpha_is_blended_over_white():
+    pixels = np.array([[[200, 100, 0, 0], [200, 100, 0, 255], [200, 100, 0, 51]]], np.uint8)
+    share = 51 / 255
+    blended = [round(value * share + 255 * (1 - share)) for value in (200, 100, 0)]
+    decoded = decode_image(encoded(Image.fromarray(pixels)))
+    assert decoded[0, :2].tolist() == [[255, 255, 255], [200, 100, 0]]
+    assert np.abs(decoded[0, 2].astype(int) - blended).max() <= 1
+
+
+def test_grey_with_alpha_stays_grey():
+    pixels = np.array([[[10, 255], [10, 0]]], np.uint8)
+    assert decode_image(encoded(Image.fromarray(pixels, "LA"))).tolist() == [[[10], [255]]]
+
+
+def test_cmyk_becomes_rgb():
+    decoded = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    red, green, blue = decoded.reshape(-1, 3).mean(axis=0)
+    assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    pixels = noise(3, 5)
+    # How a viewer turns what is stored, by the EXIF standard's numbers.
+    seen = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, -1),
+        7: pixels.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(pixels, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decode_image(encoded(Image.fromarray(pixels), exif=exif)), seen)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_cost_the_image():
+    pixels = noise()
+    assert np.array_equal(decode_image(encoded(Image.fromarray(pixels), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")), pixels)
+
+
+def test_the_first_frame_of_a_gif():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    decoded = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert np.array_equal(np.unique(decoded.reshape(-1, 3), axis=0), [[255, 0, 0]])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.97])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_a_truncated_image_is_refused(kind, options, share):
+    data = encoded(Image.fromarray(noise(40, 60)), kind, **options)
+    with pytest.raises(ImageError):
+        decode_image(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_padded_with_zeros_is_not_taken_for_half_grey(options):
+    data = encoded(Image.fromarray(noise(64, 64)), "JPEG", **options)
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(data[: len(data) // 2] + bytes(len(data) // 2))
+
+
+def test_a_jpeg_with_bytes_behind_its_end_is_fine():
+    data = encoded(Image.fromarray(noise()), "JPEG")
+    assert np.array_equal(decode_image(data + b"camera trailer"), decode_image(data))
+
+
+def test_absurdly_large_images_are_refused_before_decoding():
+    with pytest.raises(ImageError, match="8001×8000 pixels, more than the 64 megapixels"):
+        decode_image(png(8001, 8000, 8, 2, b""))
+    with pytest.raises(ImageError, match="more than the 64 megapixels"):
+        decode_image(png(100_000, 100_000, 8, 2, b""))
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"just some text", "not a PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
+        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 50, "damaged"),
+    ],
+)
+def test_what_is_no_image_says_so(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        decode_image(data)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(ImageError, match=r"missing\.png cannot be read as an image: no such file"):
+        decode_image(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match="is a directory"):
+        decode_image(tmp_path)
+
+
+def test_fit_keeps_an_image_of_the_right_shape():
+    image = noise()
+    assert fit_image(image, (20, 30, 3)) is image
+
+
+def test_fit_crops_the_longer_side_around_the_centre():
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = (10, 200, 30)
+    assert np.array_equal(fit_image(image, (10, 10, 3)), image[:, 10:20])
+    assert np.array_equal(fit_image(image.transpose(1, 0, 2), (10, 10, 3)), image[:, 10:20])
+
+
+def test_shrinking_averages():
+    image = noise(64, 64)
+    small = fit_image(image, (8, 8, 3))
+    # A triangle filter's mean over the image is the image's own, up to the edges.
+    assert np.abs(small.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 4
+    assert small.std() < image.std() / 4
+
+
+def test_grey_and_colour_convert():
+    grey, colour = noise(channels=1), noise()
+    assert np.array_equal(fit_image(grey, (20, 30, 3)), np.repeat(grey, 3, axis=2))
+    luma = colour @ [0.299, 0.587, 0.114]
+    assert np.abs(fit_image(colour, (20, 30, 1))[..., 0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 500), (333, 2), (31, 33)])
+def test_any_size_fits(size):
+    for image in (noise(1, 1), noise(3, 1000, 1), noise(999, 5)):
+        assert fit_image(image, (*size, 3)).shape == (*size, 3)
+
+
+@pytest.mark.parametrize("image", [noise().astype(np.float32), noise()[..., 0], noise(channels=2), noise()[:0]])
+def test_fit_refuses_what_is_no_image(image):
+    with pytest.raises(PipelineError, match="fit_image got"):
+        fit_image(image, (8, 8, 3))
