@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -34,22 +35,53 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
         return resolve(hydra_compose("config", overrides=list(overrides)))
 
 
-def command(work: Callable[[dict[str, Any], list[str]], Any]) -> Callable[[], None]:
-    """Make a command of `work`, which gets the resolved configuration and the overrides of the command line."""
+def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[[Path], Any]) -> Callable[[], int]:
+    """Make a command of `work`, which gets the resolved configuration and the overrides of the command line.
+
+    With ``--multirun`` each combination of values is a job of its own, in ``runs/SWEEP/JOB``; a job that fails is
+    reported and the others still run. `compare` gets the sweep's folder at the end.
+    """
     import hydra
+
+    failed: list[str] = []
 
     @hydra.main(config_path=str(FOLDER), config_name="config", version_base=None)
     def hydra_main(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
-        work(resolve(config), list(HydraConfig.get().overrides.task))
+        about = HydraConfig.get()
+        if about.mode == RunMode.RUN:
+            work(resolve(config), list(about.overrides.task))
+            return
+        job = about.job.override_dirname
+        try:
+            print(f"--- {job}")
+            settings = resolve(config)
+            settings["name"] = f"{Path(about.sweep.dir).name}/{job.replace('/', '-')}"
+            work(settings, list(about.overrides.task))
+        except PipelineError as error:
+            if error.exit_code == 130:
+                raise
+            failed.append(job)
+            print(f"error: {job}: {error}", file=sys.stderr)
 
-    def main() -> None:
+    def main() -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, instead of Hydra's own report
         program = Path(sys.argv[0])
         sys.argv[0] = f"python -m {program.parent.name}.{program.stem}" if program.suffix == ".py" else sys.argv[0]
+        sweep = None
+        if {"-m", "--multirun"} & set(sys.argv):
+            names = [argument[5:] for argument in sys.argv if argument.startswith("name=")]
+            sys.argv = [argument for argument in sys.argv if not argument.startswith("name=")]
+            stamp = datetime.datetime.now().strftime("multirun-%Y%m%d-%H%M%S")
+            sweep = Path("runs") / _plain_name(names[-1] if names else stamp)
+            sys.argv.append(f"hydra.sweep.dir={sweep}")
         with _sentences():
             hydra_main()
+        if sweep is not None and sweep.is_dir():
+            compare(sweep)
+        return 1 if failed else 0
 
     return main
 
@@ -85,12 +117,16 @@ def resolve(config: Any) -> dict[str, Any]:
     patience = settings["early_stopping"]
     if patience is not None and (not isinstance(patience, int) or patience < 1):
         raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
-    name = settings["name"]
-    if name is not None:
-        settings["name"] = name = str(name)
-        if name in ("", ".", "..", "latest") or "/" in name or name.startswith("."):
-            raise PipelineError(f"name is {name!r}; give a plain folder name, other than latest.")
+    if settings["name"] is not None:
+        settings["name"] = _plain_name(str(settings["name"]))
     return settings
+
+
+def _plain_name(name: str) -> str:
+    """`name` where it can be a run's folder; raises `PipelineError` where it cannot."""
+    if name in ("", "latest") or "/" in name or name.startswith("."):
+        raise PipelineError(f"name is {name!r}; give a plain folder name, other than latest.")
+    return name
 
 
 class _sentences:

@@ -136,7 +136,7 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
         PipelineError: There is none; the sentence names the command that makes one.
     """
     wanted = Path(run) if run is not None else LATEST
-    candidates = [wanted] if wanted.is_absolute() or len(wanted.parts) > 1 else [RUNS / wanted, wanted]
+    candidates = [wanted, RUNS / wanted]
     for folder in candidates:
         if (folder / "model.keras").is_file():
             return Run(folder.resolve())
@@ -149,18 +149,22 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
 
 
 def names() -> list[str]:
-    """Names of the finished runs below ``runs/``, oldest first."""
-    if not RUNS.is_dir():
-        return []
-    finished = [p for p in RUNS.iterdir() if not p.is_symlink() and (p / "model.keras").is_file()]
-    return [p.name for p in sorted(finished, key=lambda p: (p / "model.keras").stat().st_mtime)]
+    """Names of the finished runs below ``runs/`` (a multirun's are named SWEEP/JOB), oldest first."""
+    return [str(run.path.relative_to(RUNS.resolve())) for run in below(RUNS)]
+
+
+def below(folder: Path) -> list[Run]:
+    """The finished runs in a folder and in the folders of multiruns in it, oldest first."""
+    models = [*folder.glob("*/model.keras"), *folder.glob("*/*/model.keras")]
+    finished = {model.parent.resolve() for model in models if not model.parent.is_symlink()}
+    return [Run(path) for path in sorted(finished, key=lambda path: (path / "model.keras").stat().st_mtime)]
 
 
 def set_latest(run: Path) -> None:
-    """Point ``runs/latest`` (in `run`'s parent folder) at `run`, in one step."""
-    link = run.parent / f".latest-{secrets.token_hex(4)}"
-    link.symlink_to(run.name, target_is_directory=True)
-    link.replace(run.parent / "latest")
+    """Point ``runs/latest`` at `run`, in one step."""
+    link = RUNS / f".latest-{secrets.token_hex(4)}"
+    link.symlink_to(os.path.relpath(run, RUNS), target_is_directory=True)
+    link.replace(LATEST)
 
 
 def write_json(path: Path, content: Any) -> None:

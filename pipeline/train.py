@@ -11,6 +11,7 @@ import csv
 import datetime
 import fcntl
 import io
+import os
 import random
 import signal
 import statistics
@@ -26,6 +27,7 @@ from pipeline import (
     augment,
     checkpoints,
     cli,
+    compare,
     config,
     datasets,
     device,
@@ -144,7 +146,7 @@ def finish(
         deployable = models.deployable(network, dataset.mean, dataset.std)
     save_model(deployable, folder / "model.keras")
     card = runs.ModelCard(
-        name=folder.name,
+        name=run_name(folder),
         model=settings["model"]["name"],
         dataset=dataset.name,
         class_names=list(dataset.class_names),
@@ -272,7 +274,7 @@ def keep_settings(folder: Path, settings: dict[str, Any], dataset: Any) -> dict[
             raise PipelineError(f"The data set has changed since {folder.name} began; start a new run.")
         return settings
     where = settings["dataset"].get("data_dir")
-    settings = {**settings, "name": folder.name, "data_digest": dataset.digest}
+    settings = {**settings, "name": run_name(folder), "data_digest": dataset.digest}
     settings["dataset"] = {**settings["dataset"], "data_dir": str(Path(where).resolve()) if where else None}
     runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     return settings
@@ -316,7 +318,7 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
 
     return [
         tracking.tensorboard_callback(
-            LOGS / folder.name,
+            LOGS / run_name(folder),
             loop.network,
             hyperparameters=tracking.flatten({k: v for k, v in settings.items() if v is not None}),
             gallery=gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings["seed"]),
@@ -341,8 +343,13 @@ def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
             callback.on_epoch_end(epoch, logs)
 
 
+def run_name(folder: Path) -> str:
+    """A run's name: its folder below ``runs/``, NAME or for a multirun's job SWEEP/JOB."""
+    return os.path.relpath(folder, runs.RUNS)
+
+
 def how_to_go_on(folder: Path) -> str:
-    return f"Go on with: python -m pipeline.train resume={runs.RUNS / folder.name}"
+    return f"Go on with: python -m pipeline.train resume='{os.path.relpath(folder)}'"
 
 
 def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:
@@ -358,17 +365,17 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     if settings["resume"] is not None and given:
         raise PipelineError(f"resume= goes on with the run's own settings; leave out {', '.join(given)}.")
     run = train(settings)
-    metrics = run.metrics
+    metrics, folder = run.metrics, os.path.relpath(run.path)
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s, "
-        f"{metrics['train_seconds']:.1f} s of training; the run is in {runs.RUNS / run.name}"
+        f"{metrics['train_seconds']:.1f} s of training; the run is in {folder}"
     )
-    print(f"next: python -m export.tflite --run {runs.RUNS / run.name}   tensorboard --logdir {LOGS}")
+    print(f"next: python -m export.tflite --run '{folder}'   tensorboard --logdir {LOGS}")
 
 
-def main() -> None:
+def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
-    config.command(main_work)()
+    return config.command(main_work, compare.report)()
 
 
 if __name__ == "__main__":

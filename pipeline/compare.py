@@ -1,0 +1,103 @@
+"""Which of these runs is best, and what did it cost? ``python -m pipeline.compare runs/MULTIRUN``
+
+Prints a table of all finished runs in a folder and draws accuracy against training time and number of parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline import PipelineError, cli, device, runs
+
+COLUMNS = (
+    "run", "model", "augment", "parameters", "epochs", "train_seconds", "images_per_second", "validation_accuracy",
+    "test_accuracy",
+)  # fmt: skip
+
+
+def table(folder: Path) -> Any:
+    """The finished runs below a folder, best test accuracy first.
+
+    Args:
+        folder: A multirun's folder, or ``runs`` for all runs.
+
+    Returns:
+        A dataframe (cuDF or pandas) with the columns `COLUMNS`; seconds and images/s are those of training.
+
+    Raises:
+        PipelineError: The folder is missing or holds no finished run.
+    """
+    if not folder.is_dir():
+        raise PipelineError(f"There is no folder {folder}; give the one of a multirun, or runs for all runs.")
+    rows = []
+    for run in runs.below(folder):
+        card, metrics, settings = run.card, run.metrics, run.config
+        if "test_accuracy" not in metrics:
+            continue
+        augment = settings["augment"]
+        values = (
+            os.path.relpath(run.path, folder.resolve()), card.model,
+            augment.get("name", "custom") if isinstance(augment, dict) else augment, card.parameters,
+        )  # fmt: skip
+        rows.append((*values, *(metrics[key] for key in COLUMNS[4:])))
+    if not rows:
+        raise PipelineError(f"There is no finished run in {folder} to compare.")
+    frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
+    return frame.sort_values("test_accuracy", ascending=False).reset_index(drop=True)
+
+
+def draw(frame: Any) -> Any:
+    """Test accuracy against training time and against parameters, one point a run; a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    rows = (frame.to_pandas() if hasattr(frame, "to_pandas") else frame).to_dict("records")
+    panels = figure.subplots(1, 2, sharey=True)
+    colours = {model: f"C{number}" for number, model in enumerate(sorted({row["model"] for row in rows}))}
+    for panel, key, label in zip(
+        panels, ("train_seconds", "parameters"), ("training time (s)", "parameters"), strict=True
+    ):
+        for row in rows:
+            panel.scatter(row[key], row["test_accuracy"], color=colours[row["model"]])
+            panel.annotate(
+                f"{row['model']}, {row['augment']}", (row[key], row["test_accuracy"]), fontsize=8,
+                xytext=(4, 4), textcoords="offset points",
+            )  # fmt: skip
+        panel.set(xlabel=label, xscale="log")
+        panel.margins(x=0.2)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy")
+    return figure
+
+
+def report(folder: Path) -> None:
+    """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    frame = table(folder)
+    frame = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
+    shown = Table(*(name.replace("_", " ") for name in COLUMNS), title=str(folder))
+    formats = {
+        "parameters": "{:,}", "train_seconds": "{:.1f}", "images_per_second": "{:,.0f}",
+        "validation_accuracy": "{:.2%}", "test_accuracy": "{:.2%}",
+    }  # fmt: skip
+    for row in frame.to_dict("records"):
+        shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in COLUMNS))
+    Console().print(shown)
+    runs.write_whole(folder / "comparison.csv", frame.to_csv(index=False).encode())
+    draw(frame).savefig(folder / "comparison.png", dpi=110)
+    print(f"table and plot in {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=runs.RUNS, help="a multirun's folder (default: runs)")
+    report(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)
