@@ -275,7 +275,12 @@ def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
 def recorded(run: runs.Run) -> dict[str, dict[str, Any]]:
     """The measurements in the run's `export.json` of the artifacts that are still there: name to `measure`'s result."""
     content = _read_json(run.export_dir / "export.json")
-    return {name: row for name, row in content.items() if any((f / name).exists() for f in (run.path, run.export_dir))}
+    return {name: row for name, row in content.items() if path_of(run, name).exists()}
+
+
+def path_of(run: runs.Run, name: str) -> Path:
+    """Where the artifact called `name` in `export.json` lies."""
+    return run.model_path if name == run.model_path.name else run.export_dir / name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
