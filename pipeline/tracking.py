@@ -5,13 +5,17 @@ tensorboard --logdir logs
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import netrc
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from pipeline import device
+from pipeline import PipelineError, device
 
 GALLERY_IMAGES = 8
 
@@ -77,6 +81,65 @@ def tensorboard_callback(
             self.validation.close()
 
     return TensorBoardFiles()
+
+
+def check_tracker(tracker: str | None) -> None:
+    """Make sure that a tracker can work, before any training starts.
+
+    Raises:
+        PipelineError: The tracker is unknown, its package is not installed, or there is no key for it.
+    """
+    if tracker in (None, "none"):
+        return
+    if tracker != "wandb":
+        raise PipelineError(f"tracker is {tracker!r}; known values: none, wandb.")
+    if importlib.util.find_spec("wandb") is None:
+        raise PipelineError("tracker=wandb needs the package wandb; run: pip install -r requirements-extras.txt")
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or os.environ.get("WANDB_API_KEY"):
+        return
+    try:
+        known = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        known = {}
+    if not any("wandb" in host for host in known):
+        raise PipelineError("tracker=wandb has no key; run: wandb login, or set WANDB_MODE=offline to keep it local.")
+
+
+def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
+    """A Keras callback that logs each epoch to Weights & Biases; the same run goes on when training is resumed.
+
+    Args:
+        folder: The run's folder; offline files go to ``wandb/`` in it.
+        name: The run's name.
+        settings: The configuration it is logged with.
+    """
+    device.tensorflow()
+    import keras
+    import wandb
+
+    class WeightsAndBiases(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            try:
+                self.run = wandb.init(
+                    project="gpu-image-pipeline",
+                    name=name,
+                    id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+                    resume="allow",
+                    config=settings,
+                    dir=str(folder),
+                    settings=wandb.Settings(silent=True),
+                )
+            except Exception as error:  # wandb's own errors have no common class
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise PipelineError(f"tracker=wandb could not start ({reason}); set WANDB_MODE=offline.") from None
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.run.log({"epoch": epoch + 1, **(logs or {})}, step=epoch + 1)
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.run.finish()
+
+    return WeightsAndBiases()
 
 
 def figure_pixels(figure: Any) -> numpy.ndarray:

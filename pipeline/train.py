@@ -57,6 +57,7 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
             Ctrl-C was pressed; finished epochs are kept, and the sentence says how to go on.
     """
     settings = resumed(settings)
+    tracking.check_tracker(settings["tracker"])
     seed_everything(settings["seed"])
     with claimed_folder(settings) as folder:
         dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
@@ -306,7 +307,7 @@ def save_model(model: Any, path: Path) -> None:
 
 
 def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -> list[Any]:
-    """The TensorBoard callback of a run."""
+    """The callbacks of a run: TensorBoard, and the tracker that is asked for."""
     from pipeline.augment import gallery
 
     sample = dataset.train.images[: tracking.GALLERY_IMAGES]
@@ -316,7 +317,7 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
         labels = device.to_numpy(dataset.validation.labels)
         return tracking.figure_pixels(evaluate.confusion_figure(labels, predictions, dataset.class_names))
 
-    return [
+    callbacks = [
         tracking.tensorboard_callback(
             LOGS / run_name(folder),
             loop.network,
@@ -325,6 +326,9 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
             confusion=confusion,
         )
     ]
+    if settings["tracker"] == "wandb":
+        callbacks.append(tracking.wandb_callback(folder, run_name(folder), settings))
+    return callbacks
 
 
 def early_stopping(patience: int | None, progress: checkpoints.Progress) -> list[Any]:
