@@ -14,6 +14,7 @@ import numpy as np
 from pipeline import PipelineError, device
 
 if TYPE_CHECKING:
+    from pipeline.columns import Split
     from pipeline.datasets import Dataset
 
 _CHUNK = 256  # images: 256 squared pixel values still add up exactly in float32 (256 · 255² < 2^24)
@@ -261,3 +262,22 @@ def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
             total += images[members[start : start + _CHUNK]].sum(axis=0, dtype=np.float32)
         means[label] = total / max(len(members), 1)
     return means
+
+
+def examples(split: Split, num_classes: int, count: int) -> Any:
+    """The first images of each class, for a picture of them.
+
+    Args:
+        split: Where they are taken from.
+        num_classes: K; classes 0 to K - 1 are shown.
+        count: How many of each; black ones stand in where a class has fewer.
+
+    Returns:
+        uint8 [K · count, H, W, C], class by class, where the images live.
+    """
+    xp = device.xp()
+    chosen = xp.zeros((num_classes, count, *split.images.shape[1:]), np.uint8)
+    for label in range(num_classes):
+        members = xp.flatnonzero(split.labels == label)[:count]
+        chosen[label, : len(members)] = split.images[members]
+    return chosen.reshape(-1, *split.images.shape[1:])

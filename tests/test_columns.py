@@ -365,6 +365,14 @@ def test_class_mean_images_are_numpys():
     assert np.allclose(means, expected, atol=1e-4)
 
 
+def test_examples_are_the_first_of_each_class():
+    images = RNG.integers(1, 256, (6, 2, 2, 1), dtype=np.uint8)
+    train = data_set((images, [0, 1, 0, 0, 2, 0])).train
+    shown = device.to_numpy(frames.examples(train, 2, 3))
+    assert np.array_equal(shown[:4], images[[0, 2, 3, 1]])
+    assert not shown[4:].any()  # class 1 has one picture only
+
+
 def test_taking_keeps_images_labels_and_sources_together():
     images = RNG.integers(0, 256, (6, 2, 2, 1), dtype=np.uint8)
     split = data_set((images, [0, 1, 2, 0, 1, 2])).train.take(device.to_device(np.array([5, 0, 3])))

@@ -1,0 +1,52 @@
+"""The pictures show what they were given."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+from pipeline import device, plots
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_image_and_nothing_else(channels):
+    images = RNG.integers(0, 256, (7, 4, 5, channels), dtype=np.uint8)
+    figure = plots.image_grid(device.to_device(images), titles=list("abcdefg"), columns=3, row_titles=["x", "y", "z"])
+    shown = [axis for axis in figure.axes if axis.images]
+    assert len(figure.axes) == 9 and len(shown) == 7
+    for axis, image, title in zip(shown, images, "abcdefg", strict=True):
+        assert np.array_equal(np.asarray(axis.images[0].get_array()).reshape(image.shape), image)
+        assert axis.get_title() == title
+        assert axis.images[0].get_clim() == (0, 255)
+    figure.canvas.draw()
+
+
+def test_floats_are_shown_from_0_to_1():
+    figure = plots.image_grid(np.array([-0.5, 0.25, 1.5]).reshape(3, 1, 1, 1))
+    values = [float(axis.images[0].get_array()[0, 0]) for axis in figure.axes if axis.images]
+    assert values == [0.0, 0.25, 1.0]
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_bars_are_stacked_in_the_order_of_the_classes():
+    figure = plots.class_bars(["a", "b"], {"train": device.to_device(np.array([3, 4])), "test": np.array([1, 2])})
+    bars = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches]
+    assert bars == [(0, 3), (0, 4), (3, 1), (4, 2)]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_a_histogram_counts_every_pixel():
+    images = RNG.integers(0, 256, (5000, 2, 3, 3), dtype=np.uint8)
+    figure = plots.histogram(device.to_device(images))
+    for channel, patch in enumerate(figure.axes[0].patches):
+        expected = np.histogram(images[..., channel], bins=32, range=(0, 256))[0] / images[..., channel].size
+        assert np.allclose(patch.get_data().values, expected)
+
+
+def test_no_figure_stays_open():
+    before = pyplot.get_fignums()
+    plots.image_grid(np.zeros((1, 2, 2, 1), np.uint8))
+    plots.class_bars(["a"], {"n": np.array([1])})
+    plots.histogram(np.zeros((1, 2, 2, 1), np.uint8) if not device.has_gpu() else device.xp().zeros((1, 2, 2, 1), "u1"))
+    assert pyplot.get_fignums() == before
