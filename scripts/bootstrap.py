@@ -61,8 +61,8 @@ def check_python():
         import venv  # noqa: F401
     except ImportError:
         raise InstallError(
-            f"{sys.executable} cannot make virtual environments (that part of Python is a package of its own); install it "
-            f"({install}) and run the command again."
+            f"{sys.executable} cannot make virtual environments (the venv package is missing); "
+            f"install it ({install}) and run the command again."
         ) from None
 
 
@@ -101,7 +101,8 @@ def prepare():
 
 def key(requirements):
     """What decides whether `.venv` is right: the pins, the interpreter, and the place (its scripts hold their path)."""
-    content = "".join(path.read_text() for path in [*sorted(ROOT.glob("requirements*.txt")), ROOT / "constraints.txt"])
+    files = ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt")
+    content = "".join((ROOT / file).read_text() for file in files)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return f"{requirements} {digest}\nPython {platform.python_version()}\n{VENV}\n"
 
