@@ -260,11 +260,10 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
     for number, cell in enumerate(book.cells):
         cell.id = f"cell-{number}"  # two chapters may have given the same
 
-    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_input_prompt=True)
-    # A report opened on a machine without network must look the same: nothing is taken from elsewhere.
-    exporter.exclude_output_prompt = True
-    exporter.anchor_link_text = ""
+    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_anchor_links=True)
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     page, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title, "path": str(path.parent)}})
+    # A report opened on a machine without network must look the same: nothing is taken from elsewhere.
     runs.write_whole(path, _without_network(page).encode())
 
 

@@ -1,0 +1,301 @@
+"""`python -m pipeline` as its user meets it: order, parameters, failures, Ctrl-C, and the report."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from pipeline import PipelineError, __main__, notebooks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write(name, parameters, *cells):
+    """Write `notebooks/NAME.ipynb` in the current folder: a heading, the parameters, one code cell each."""
+    tagged = v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    content = [v4.new_markdown_cell(f"# Chapter {name}"), tagged, *map(v4.new_code_cell, cells)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    Path("notebooks").mkdir(exist_ok=True)
+    nbformat.write(v4.new_notebook(cells=content, metadata={"kernelspec": kernel}), f"notebooks/{name}.ipynb")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder in place of the repository, on a machine without Jupyter settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def printed(path):
+    """What the cells of an executed notebook printed, as lines."""
+    outputs = [o for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for o in cell.outputs]
+    return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout").splitlines()
+
+
+def start(*arguments, **environment):
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Collects what a report points at."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.anchors, self.ids = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.add(attributes.get("id"))
+        if tag == "a" and attributes.get("href", "").startswith("#"):
+            self.anchors.append(attributes["href"][1:])
+        elif tag in ("script", "img", "iframe", "source"):
+            self.fetched.append(attributes.get("src") or "")
+        elif tag == "link":
+            self.fetched.append(attributes.get("href") or "")
+
+
+def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(folder):
+    # Written in another order, on a machine whose user has another Python as the kernel python3 and no home to write.
+    write(
+        "02_second",
+        "name = None\nepochs = 5\nrate = 1.0",
+        "print(name, epochs + 1, rate / 2)",
+        "print(open('first').read())",
+    )
+    write("10_third", "run = 'runs/latest'\nlimit = None", "print(run, limit)")
+    picture = "from IPython.display import Image\nimport base64\nImage(base64.b64decode(%r), format='png')"
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    write(
+        "01_first",
+        "data = 'digits'",
+        "import sys, os\nprint(sys.executable, os.getcwd(), data)\n_ = open('first', 'w').write('was here')",
+        picture % pixel,
+    )
+    write("draft", "a = 1", "raise ValueError('not a chapter')")
+    other = folder / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    content = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(content))
+
+    arguments = ["--name", "mine", "-p", "epochs", "3", "-p", "rate", "2", "-p", "limit", "10", "-p", "data", "2024"]
+    places = {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_DATA_DIR": str(folder / "jupyter"), "HOME": "/dev/null"}
+    process = start(*arguments, **places)
+    output, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 0, errors
+    assert [line.split()[0] for line in output.splitlines()[:3]] == ["01_first", "02_second", "10_third"]
+    executed = folder / "runs" / "mine" / "notebooks"
+    assert printed(executed / "01_first.ipynb") == [f"{sys.executable} {folder} 2024"]
+    assert printed(executed / "02_second.ipynb") == ["mine 4 1.0", "was here"]
+    assert printed(executed / "10_third.ipynb") == ["runs/mine 10"]
+    assert errors == ""
+    assert output.splitlines()[-1] == "Executed notebooks: runs/mine/notebooks · report: runs/mine/report.html"
+    assert not any((folder / "notebooks" / f"{n}.ipynb").read_text().count('"text"') for n in ("01_first", "02_second"))
+
+    page = Page((folder / "runs" / "mine" / "report.html").read_text())
+    assert page.anchors == ["01_first", "02_second", "10_third"]
+    assert set(page.anchors) <= page.ids
+    assert any(source.startswith("data:image/png") for source in page.fetched)
+    assert all(not source or source.startswith("data:") for source in page.fetched)
+    text = (folder / "runs" / "mine" / "report.html").read_text()
+    assert text.index("Chapter 01_first") < text.index("Chapter 02_second") < text.index("was here")
+    assert not re.search(r"import\([\"']https?:|@import|url\(https?:", text)
+
+
+def test_the_table_of_artifacts_and_where_they_are(capsys):
+    row = {
+        "size_bytes": 2048,
+        "test_accuracy": 0.9876,
+        "agreement": 1.0,
+        "latency_ms": 1.5,
+        "images_per_second": 4321.0,
+    }
+    write(
+        "01_train",
+        "name = None",
+        f"""import json, pathlib
+folder = pathlib.Path("runs", name)
+(folder / "export").mkdir()
+for file in ("model.keras", "export/model_int8.tflite"):
+    (folder / file).write_text("x")
+(folder / "export" / "export.json").write_text(json.dumps({{"model_int8.tflite": {row!r}}}))""",
+    )
+    assert __main__.main(["--name", "trained"]) == 0
+    output = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+    shown = next(line for line in output.splitlines() if "model_int8.tflite" in line)
+    for value in ("2 KiB", "98.76%", "1.50 ms", "4,321"):
+        assert value in shown
+    assert output.splitlines()[-1].endswith("artifacts: runs/trained/export")
+
+    # The later chapters again, on the run that is there; training into it again is refused.
+    write("02_use", "run = None", "print(run)")
+    assert __main__.main(["--name", "trained", "--notebooks", "02_use"]) == 0
+    assert printed("runs/trained/notebooks/02_use.ipynb") == ["runs/trained"]
+    with pytest.raises(PipelineError, match="There is a run runs/trained already; choose another --name"):
+        __main__.main(["--name", "trained"])
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_cell_is_named_and_its_copy_kept(capsys):
+    write("01_good", "a = 1", "print('fine')")
+    write("02_bad", "a = 1", "print('before')", "\n# why\nraise ValueError('the shape is (3,)')", "print('never')")
+    write("03_after", "a = 1", "print('never')")
+    with pytest.raises(PipelineError) as failed:
+        __main__.main(["--name", "x"])
+    assert failed.value.exit_code == 1
+    sentence = str(failed.value)
+    assert "02_bad.ipynb failed in cell In [3]" in sentence
+    assert "`raise ValueError('the shape is (3,)')`" in sentence
+    assert "ValueError: the shape is (3,)" in sentence
+    assert "runs/x/notebooks/02_bad.ipynb" in sentence
+    assert printed("runs/x/notebooks/02_bad.ipynb") == ["before"]
+    assert not Path("runs/x/notebooks/03_after.ipynb").exists()
+    assert "01_good" in capsys.readouterr().out
+    # The same name again, once the notebook is mended: a run that never finished is no obstacle.
+    write("02_bad", "a = 1", "print('mended')")
+    assert __main__.main(["--name", "x", "--notebooks", "02", "03"]) == 0
+    assert printed("runs/x/notebooks/02_bad.ipynb") == ["mended"]
+
+
+def test_a_killed_kernel_is_a_sentence():
+    write("01_hungry", "a = 1", "print('before')", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(
+        PipelineError, match=r"01_hungry.ipynb: the kernel was killed in cell In \[3\], `import os"
+    ) as died:
+        __main__.main(["--name", "x"])
+    assert died.value.exit_code == 1
+    assert "memory" in str(died.value)
+    assert printed("runs/x/notebooks/01_hungry.ipynb") == ["before"]
+
+
+def test_ctrl_c_stops_the_kernel_and_says_so(folder):
+    write(
+        "01_long",
+        "a = 1",
+        "print('before')",
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)",
+    )
+    process = start("--name", "x")
+    deadline = time.monotonic() + 60
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    kernel = int((folder / "pid").read_text())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "01_long.ipynb was stopped" in errors
+    assert "Traceback" not in errors
+    assert printed("runs/x/notebooks/01_long.ipynb") == ["before"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
+def test_two_at_once_have_folders_of_their_own():
+    first, second = __main__._folder(None, trains=True), __main__._folder(None, trains=True)
+    assert first != second
+    assert re.fullmatch(r"notebooks-\d{8}-\d{6}", first.name)
+    write("01_a", "a = 1")
+    executed = first / "notebooks"
+    executed.mkdir()
+    with (executed / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(PipelineError, match="Another process is running notebooks into"):
+            __main__.main(["--name", first.name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-p", "epoch", "1"], "No notebook has a parameter 'epoch'; there are: dataset, epochs, name, shuffle."),
+        (["-p", "epochs", "many"], "The parameter epochs is of type int, not 'many'"),
+        (["-p", "epochs", "1.5"], "The parameter epochs is of type int, not '1.5'"),
+        (["-p", "shuffle", "maybe"], "The parameter shuffle is of type bool, not 'maybe'"),
+        (["--notebooks", "01", "-p", "epochs", "1"], r"02_b would, but is not run\); there are: dataset"),
+        (["--notebooks", "03_c"], "'03_c' is not the name of one notebook; there are: 01_a, 02_b"),
+        (["--notebooks", "0"], "'0' is not the name of one notebook"),
+        (["--name", "../out"], "'../out' cannot be the name of a run"),
+        (["--name", "latest"], "'latest' cannot be the name of a run"),
+        (["-p", "name", ""], "'' cannot be the name of a run"),
+    ],
+)
+def test_wrong_use_is_one_sentence_before_anything_runs(folder, arguments, sentence):
+    write("01_a", "dataset = 'digits'\nshuffle = True")
+    write("02_b", "name = None\nepochs = 5")
+    with pytest.raises(PipelineError, match=sentence) as wrong:
+        __main__.main(arguments)
+    assert wrong.value.exit_code == 2
+    assert not (folder / "runs").exists()
+
+
+def test_no_notebooks_or_a_damaged_one_is_a_sentence(folder):
+    with pytest.raises(PipelineError, match="There are no notebooks in"):
+        __main__.main([])
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "01_a.ipynb").write_text("{")
+    with pytest.raises(PipelineError, match=r"notebooks/01_a.ipynb is no readable notebook \("):
+        __main__.main([])
+
+
+def test_runs_that_cannot_be_written_are_a_sentence(folder):
+    write("01_a", "a = 1")
+    (folder / "runs").write_text("a file")
+    with pytest.raises(PipelineError, match="runs"):
+        __main__.main([])
+    with pytest.raises(PipelineError, match="runs"):
+        __main__.main(["--name", "x"])
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("3", 1, 3),
+        ("3", 1.0, 3.0),
+        ("3", "digits", "3"),
+        ("3", None, 3),
+        ("~/data", None, "~/data"),
+        ("true", False, True),
+        ("0", True, False),
+        ("None", 5, None),
+        ("[1, 2]", [0], [1, 2]),
+        ("-1", 0, -1),
+    ],
+)
+def test_parameters_take_the_type_of_their_default(text, default, value):
+    converted = notebooks.convert("p", text, default)
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+def test_two_chapters_with_the_same_cell_ids_make_one_valid_report(folder):
+    for name in ("01_a", "02_b"):
+        notebook = v4.new_notebook(cells=[v4.new_markdown_cell("## Where [it] begins", id="same")])
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    notebooks.write_report([folder / "01_a.ipynb", folder / "02_b.ipynb"], "both", folder / "report.html")
+    page = Page((folder / "report.html").read_text())
+    assert page.anchors == ["01_a", "02_b"]
+    assert "Where it begins" in (folder / "report.html").read_text()
