@@ -1,0 +1,277 @@
+"""What augmentation does to one pixel, written once and compiled for the CPU and for CUDA.
+
+The functions below are plain Python on scalars. `compiled(jit)` copies all of them under a Numba decorator:
+``compiled(numba.njit)`` for the CPU, ``compiled(numba.cuda.jit(device=True))`` for the GPU. Both therefore draw the
+same random numbers and agree to float32 rounding. Integers are kept to 32 bits by explicit casts: Numba widens every
+operation to 64 bits otherwise, which costs a GPU twice the instructions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+# The operations in the order they are applied; the number is the random stream of the operation, so it never changes.
+FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(8)
+OPERATION_COUNT = 8
+
+# The places of one image's draws in its row of parameters (float32).
+FLIPPED, SHIFT_X, SHIFT_Y, COSINE, SINE, OFFSET, FACTOR, DEVIATION, THRESHOLD, LEFT, TOP, SIDE = range(12)
+PARAMETER_COUNT = 12
+
+# Philox-4x32 (see `philox`): multipliers, key increments, and what the counter's last word says a draw is for.
+MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+INCREMENT_0, INCREMENT_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+ROUNDS = 7
+LOW_HALF, HALF_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+PER_IMAGE, PER_PIXEL = np.uint32(0), np.uint32(1)
+GROUP = 4  # neighbouring pixels that share one hash
+
+RESOLUTION, STEP = np.float32(2**24), np.float32(2**-24)  # of a uniform draw; float32 holds all its values exactly
+HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+BYTE = np.float32(1 / 255)
+QUARTER_TURN = np.float32(math.pi / 2)
+SINE_SERIES = tuple(np.float32((-1) ** k / math.factorial(2 * k + 1)) for k in range(5))
+COSINE_SERIES = tuple(np.float32((-1) ** k / math.factorial(2 * k)) for k in range(5))
+
+
+def philox(counter_0, counter_1, counter_2, counter_3, key_0, key_1):
+    """Hash a 128-bit counter under a 64-bit key: Philox-4x32 with 7 rounds, the fewest that pass BigCrush.
+
+    Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3, table 2.
+
+    Returns:
+        Four uint32.
+    """
+    a, b, c, d = np.uint32(counter_0), np.uint32(counter_1), np.uint32(counter_2), np.uint32(counter_3)
+    k, m = np.uint32(key_0), np.uint32(key_1)
+    for _ in range(ROUNDS):
+        first = MULTIPLIER_0 * np.uint64(a)
+        second = MULTIPLIER_1 * np.uint64(c)
+        a = np.uint32(np.uint32(second >> HALF_BITS) ^ b ^ k)
+        b = np.uint32(second & LOW_HALF)
+        c = np.uint32(np.uint32(first >> HALF_BITS) ^ d ^ m)
+        d = np.uint32(first & LOW_HALF)
+        k = np.uint32((np.uint64(k) + INCREMENT_0) & LOW_HALF)
+        m = np.uint32((np.uint64(m) + INCREMENT_1) & LOW_HALF)
+    return a, b, c, d
+
+
+def uniform(word):
+    """A float32 in [0, 1) from the upper 24 bits of a uint32."""
+    return np.float32(np.uint32(word >> np.uint32(8))) * STEP
+
+
+def cosine_and_sine(turns):
+    """Cosine and sine of an angle in turns (1 is 360 degrees), float32, to 1e-7.
+
+    Taylor series within an eighth of a turn of the nearest quarter: `math.sin` on a GPU brings along a slow path for
+    huge angles, and differs from the CPU's.
+    """
+    quarter = np.float32(math.floor(np.float32(4) * turns + HALF))
+    angle = QUARTER_TURN * (np.float32(4) * turns - quarter)
+    square = angle * angle
+    s, c = SINE_SERIES, COSINE_SERIES
+    sine = angle * (s[0] + square * (s[1] + square * (s[2] + square * (s[3] + square * s[4]))))
+    cosine = c[0] + square * (c[1] + square * (c[2] + square * (c[3] + square * c[4])))
+    number = np.int32(quarter) & np.int32(3)
+    if number & np.int32(1):
+        cosine, sine = -sine, cosine
+    if number & np.int32(2):
+        cosine, sine = -cosine, -sine
+    return cosine, sine
+
+
+def draw(operation, image, seed, epoch, settings, height, width, parameters, start):
+    """Draw what one operation does to one image.
+
+    Args:
+        operation: FLIP to CUTOUT.
+        image: The image's index in its split; with the seed and the epoch it decides the draw.
+        settings: float32 [operations, 3]: probability, and the two ends of the operation's range.
+        parameters: float32; the draws are written from `start` on. An operation that is not drawn leaves the values
+            that change nothing.
+    """
+    coin, word_1, word_2, _ = philox(image, operation, np.uint32(0), PER_IMAGE, seed, epoch)
+    happens = uniform(coin) < settings[operation, 0]
+    low, high = settings[operation, 1], settings[operation, 2]
+    first, second = uniform(word_1), uniform(word_2)
+    value = low + first * (high - low)
+    if operation == FLIP:
+        parameters[start + FLIPPED] = ONE if happens else ZERO
+    elif operation == TRANSLATE:
+        # floor before the sum, so that a fused multiply-add cannot round differently on another device
+        span = np.float32(2) * high + ONE
+        parameters[start + SHIFT_X] = np.float32(math.floor(first * span)) - high if happens else ZERO
+        parameters[start + SHIFT_Y] = np.float32(math.floor(second * span)) - high if happens else ZERO
+    elif operation == ROTATE:
+        parameters[start + COSINE] = ONE
+        parameters[start + SINE] = ZERO
+        if happens:
+            cosine, sine = cosine_and_sine(value)
+            parameters[start + COSINE] = cosine
+            parameters[start + SINE] = sine
+    elif operation == BRIGHTNESS:
+        parameters[start + OFFSET] = value if happens else ZERO
+    elif operation == CONTRAST:
+        parameters[start + FACTOR] = value if happens else ONE
+    elif operation == NOISE:
+        parameters[start + DEVIATION] = value if happens else ZERO
+    elif operation == SALT_AND_PEPPER:
+        lowest = np.float32(math.floor(low * RESOLUTION))
+        steps = np.float32(math.floor(high * RESOLUTION)) - lowest + ONE
+        threshold = lowest + np.float32(math.floor(first * steps))
+        parameters[start + THRESHOLD] = min(threshold, RESOLUTION) if happens else ZERO
+    elif operation == CUTOUT:
+        # The centre is uniform over the image, so the square may hang over its edge (DeVries and Taylor, 2017).
+        reach = np.float32(math.floor(high * HALF))
+        parameters[start + LEFT] = np.float32(math.floor(first * np.float32(width))) - reach
+        parameters[start + TOP] = np.float32(math.floor(second * np.float32(height))) - reach
+        parameters[start + SIDE] = high if happens else ZERO
+
+
+def reflect(position, size):
+    """Mirror a position that is at most `size` - 1 outside 0 … `size` - 1, without repeating the edge pixel."""
+    position = np.int32(abs(position))
+    return np.int32(min(position, np.int32(2 * (size - 1)) - position))
+
+
+def reflect_far(position, size):
+    """`reflect` for a position any distance outside."""
+    position = np.int32(abs(position))
+    if position > 2 * (size - 1):  # a division is slow, and rarely needed
+        position = np.int32(position % np.int32(max(2 * (size - 1), 1)))
+    return np.int32(min(position, np.int32(2 * (size - 1)) - position))
+
+
+def source(x, y, shift_x, shift_y, cosine, sine, height, width):
+    """Where the pixel at (x, y) of a translated and rotated image comes from: the inverse of both, as one map.
+
+    Forward, the image is first rotated about its centre by the angle of (`cosine`, `sine`), anticlockwise as seen, then
+    moved by (`shift_x`, `shift_y`).
+
+    Returns:
+        Two float32, the source's x and y; they may lie outside the image.
+    """
+    centre_x, centre_y = np.float32(width - 1) * HALF, np.float32(height - 1) * HALF
+    right = np.float32(x) - shift_x - centre_x
+    down = np.float32(y) - shift_y - centre_y
+    return centre_x + cosine * right - sine * down, centre_y + sine * right + cosine * down
+
+
+def bilinear(pixels, start, x, y, flipped, channel, height, width, channels):
+    """Sample one channel between four pixels; outside the image it is mirrored.
+
+    Args:
+        pixels: uint8 [≥ start + H·W·C], images with their channels last.
+        start: Where the image begins.
+        x, y: float32, where to sample.
+        flipped: Whether the image counts as mirrored left to right.
+
+    Returns:
+        float32 from 0 to 255.
+    """
+    left, top = np.float32(math.floor(x)), np.float32(math.floor(y))
+    across, along = x - left, y - top
+    x_0, x_1 = reflect_far(np.int32(left), width), reflect_far(np.int32(left) + np.int32(1), width)
+    y_0, y_1 = reflect_far(np.int32(top), height), reflect_far(np.int32(top) + np.int32(1), height)
+    if flipped:
+        x_0, x_1 = np.int32(width - 1 - x_0), np.int32(width - 1 - x_1)
+    corner, here = np.uint64(start), np.uint64(channel)
+    top_left = np.float32(pixels[corner + np.uint64((y_0 * width + x_0) * channels) + here])
+    top_right = np.float32(pixels[corner + np.uint64((y_0 * width + x_1) * channels) + here])
+    bottom_left = np.float32(pixels[corner + np.uint64((y_1 * width + x_0) * channels) + here])
+    bottom_right = np.float32(pixels[corner + np.uint64((y_1 * width + x_1) * channels) + here])
+    upper = top_left + across * (top_right - top_left)
+    lower = bottom_left + across * (bottom_right - bottom_left)
+    return upper + along * (lower - upper)
+
+
+def gain(factor):
+    """What a pixel's byte is multiplied by, to a fraction of full scale: the contrast over 255."""
+    return factor * BYTE
+
+
+def bias(factor, offset):
+    """What is then added: brightness adds `offset`, contrast scales about mid-grey (one half)."""
+    return (offset - HALF) * factor + HALF
+
+
+def normals(word_0, word_1):
+    """Two independent standard normal float32 from two uint32 (Box and Muller, 1958)."""
+    radius = np.float32(math.sqrt(np.float32(-2) * np.float32(math.log(ONE - uniform(word_0)))))
+    cosine, sine = cosine_and_sine(uniform(word_1))
+    return radius * cosine, radius * sine
+
+
+def corrupted(word, threshold):
+    """Whether salt and pepper hits the pixel that drew `word`; `threshold` is the rate times 2**24."""
+    return np.uint32(word >> np.uint32(8)) < np.uint32(threshold)
+
+
+def grain(word):
+    """What a hit pixel becomes: 1.0 (salt) or 0.0 (pepper), equally likely; uses none of the bits `corrupted` does."""
+    return np.float32(np.uint32(word & np.uint32(1)))
+
+
+def clip(value):
+    """A fraction of full scale, limited to 0 … 1."""
+    return min(max(value, ZERO), ONE)
+
+
+def normalise(value, scale, shift):
+    """A fraction of full scale in units of the channel's deviation from its mean: value / std - mean / std."""
+    return value * scale + shift
+
+
+def cut_out(x, y, left, top, side):
+    """Whether the pixel at (x, y) lies in the square of `side` pixels whose corner is (`left`, `top`)."""
+    across, down = np.float32(x) - left, np.float32(y) - top
+    return ZERO <= across < side and ZERO <= down < side
+
+
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    philox,
+    uniform,
+    cosine_and_sine,
+    draw,
+    reflect,
+    reflect_far,
+    source,
+    bilinear,
+    gain,
+    bias,
+    normals,
+    corrupted,
+    grain,
+    clip,
+    normalise,
+    cut_out,
+)
+
+
+def compiled(jit: Callable[[Callable[..., Any]], Any]) -> dict[str, Any]:
+    """Copies of all functions above under a decorator, by name, each calling the copies of the others.
+
+    Args:
+        jit: For example ``numba.njit``.
+    """
+    scope = dict(globals())
+    for function in FUNCTIONS:  # in the order of use: a function only calls those before it
+        scope[function.__name__] = jit(rebound(function, scope, function.__name__))
+    return {function.__name__: scope[function.__name__] for function in FUNCTIONS}
+
+
+def rebound(function: Callable[..., Any], scope: dict[str, Any], name: str) -> Callable[..., Any]:
+    """A copy of a function under another name that finds what it calls in `scope` instead of its module."""
+    copy = types.FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
+    copy.__doc__, copy.__qualname__ = function.__doc__, name
+    return copy

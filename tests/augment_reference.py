@@ -1,0 +1,105 @@
+"""Augmentation as NumPy and SciPy would do it, image by image; the tests' source of expected numbers.
+
+The random draws come from a Philox-4x32-7 in Python integers, which the tests check against published vectors.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(8)
+
+
+def philox(counter, key, rounds=7):
+    """Philox-4x32 (Salmon et al., 2011): four words from a counter of four and a key of two."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 % 2**32, (p0 >> 32) ^ c3 ^ k1, p0 % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c0, c1, c2, c3
+
+
+def draws(image, operation, seed, epoch):
+    """The coin and two further uniform numbers of an image and an operation."""
+    return [(word >> 8) / 2**24 for word in philox((image, operation, 0, 0), (seed, epoch))][:3]
+
+
+def pixel_words(image, operation, blocks, seed, epoch):
+    """int64 [blocks, 4], the words of an operation's pixels."""
+    return np.array([philox((image, operation, block, 1), (seed, epoch)) for block in range(blocks)], np.int64)
+
+
+def rotate(image, degrees, dx=0, dy=0):
+    """Anticlockwise about the centre, then right by dx and down by dy, as one map; float64.
+
+    Bilinear, and mirrored outside without repeating the edge.
+    """
+    angle = np.deg2rad(degrees)
+    inverse = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # (row, column) to source
+    centre = (np.array(image.shape[:2]) - 1) / 2
+    start = centre - inverse @ (centre + np.array([dy, dx]))
+    planes = [
+        ndimage.affine_transform(image[..., c], inverse, start, order=1, mode="mirror") for c in range(image.shape[2])
+    ]
+    return np.stack(planes, -1)
+
+
+def translate(image, dx, dy):
+    """Moved right by dx and down by dy; what is uncovered is the reflected image."""
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)), mode="reflect")
+    return padded[abs(dy) - dy : abs(dy) - dy + height, abs(dx) - dx : abs(dx) - dx + width]
+
+
+def augment(image, index, policy, mean, std, seed, epoch):
+    """One image uint8 [H, W, C] through a policy given as a mapping; float64 [H, W, C]."""
+    height, width, channels = image.shape
+    pixels = height * width
+    drawn = {}
+    for number, name in enumerate(
+        ["flip", "translate", "rotate", "brightness", "contrast", "noise", "salt_and_pepper", "cutout"]
+    ):
+        coin, first, second = draws(index, number, seed, epoch)
+        if name in policy and coin < policy[name].get("probability", 1):
+            drawn[name] = (first, second)
+
+    def between(name, parameter):
+        low, high = np.broadcast_to(policy[name][parameter], 2)
+        return low + drawn[name][0] * (high - low)
+
+    value = image.astype(np.float64)
+    if "flip" in drawn:
+        value = value[:, ::-1]
+    dx = dy = 0
+    if "translate" in drawn:
+        reach = policy["translate"]["pixels"]
+        dx, dy = (int(u * (2 * reach + 1)) - reach for u in drawn["translate"])
+    if "rotate" in drawn:
+        value = rotate(value, (2 * drawn["rotate"][0] - 1) * policy["rotate"]["degrees"], dx, dy)
+    else:
+        value = translate(value, dx, dy)
+    value = value / 255
+    if "brightness" in drawn:
+        value = value + (2 * drawn["brightness"][0] - 1) * policy["brightness"]["delta"]
+    if "contrast" in drawn:
+        value = 0.5 + (value - 0.5) * (1 + (2 * drawn["contrast"][0] - 1) * policy["contrast"]["amount"])
+    if "noise" in drawn:
+        words = pixel_words(index, NOISE, -(-pixels // 4) * channels, seed, epoch).reshape(-1, channels, 4)
+        uniform = (words >> 8) / 2**24
+        radius, angle = np.sqrt(-2 * np.log(1 - uniform[..., 0::2])), 2 * np.pi * uniform[..., 1::2]
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(-1, channels, 4)
+        normal = normal.transpose(0, 2, 1).reshape(-1, channels)[:pixels].reshape(value.shape)
+        value = value + between("noise", "deviation") * normal
+    value = np.clip(value, 0, 1)
+    if "salt_and_pepper" in drawn:
+        words = pixel_words(index, SALT_AND_PEPPER, -(-pixels // 4), seed, epoch).reshape(-1)[:pixels]
+        words = words.reshape(height, width)
+        hit = (words >> 8) / 2**24 < between("salt_and_pepper", "rate")
+        value = np.where(hit[..., None], (words & 1)[..., None].astype(np.float64), value)
+    value = (value - np.array(mean)) / np.array(std)
+    if "cutout" in drawn:
+        side = policy["cutout"]["side"]
+        left, top = (int(u * n) - side // 2 for u, n in zip(drawn["cutout"], (width, height), strict=True))
+        value[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+    return value

@@ -1,0 +1,314 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline import PipelineError, augment, device
+from pipeline.augment import pixel
+from tests import augment_reference as reference
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+EACH = {
+    "flip": {"flip": {"probability": 0.5}},
+    "translate": {"translate": {"pixels": 3}},
+    "rotate": {"rotate": {"degrees": 30, "probability": 0.7}},
+    "brightness": {"brightness": {"delta": 0.3}},
+    "contrast": {"contrast": {"amount": 0.6, "probability": 0.6}},
+    "noise": {"noise": {"deviation": [0.02, 0.2]}},
+    "salt_and_pepper": {"salt_and_pepper": {"rate": [0.05, 0.3], "probability": 0.8}},
+    "cutout": {"cutout": {"side": 5, "probability": 0.8}},
+}
+EVERYTHING = {name: settings[name] for name, settings in EACH.items()}
+
+
+def random_images(count, height, width, channels, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+
+
+def augmented(images, policy, mean=None, std=None, **arguments):
+    channels = images.shape[3]
+    arguments = {"seed": 7, "epoch": 3, **arguments}
+    result = augment.apply(
+        images, policy, MEAN[:channels] if mean is None else mean, STD[:channels] if std is None else std, **arguments
+    )
+    return device.to_numpy(result)
+
+
+def expected(images, policy, indices=None, seed=7, epoch=3):
+    indices = range(len(images)) if indices is None else indices
+    channels = images.shape[3]
+    return np.stack(
+        [reference.augment(images[i], i, policy, MEAN[:channels], STD[:channels], seed, epoch) for i in indices]
+    )
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # the known answers that accompany Salmon et al., philox4x32 with 7 rounds
+        ((0,) * 4, (0,) * 2, (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A),
+        ),
+    ],
+)
+def test_philox_gives_the_published_answers(counter, key, words):
+    assert reference.philox(counter, key) == words
+    assert tuple(int(word) for word in pixel.philox(*counter, *key)) == words
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("shape", [(9, 12, 3), (8, 8, 1)])
+def test_each_operation_is_what_numpy_and_scipy_make(name, shape):
+    images = random_images(24, *shape)
+    np.testing.assert_allclose(augmented(images, EACH[name]), expected(images, EACH[name]), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (28, 28, 1), (13, 17, 3), (32, 32, 3), (96, 64, 3)])
+def test_all_operations_together(shape):
+    images = random_images(6, *shape)
+    np.testing.assert_allclose(augmented(images, EVERYTHING), expected(images, EVERYTHING), atol=2e-4)
+
+
+def test_large_images():
+    images = random_images(2, 224, 224, 3)
+    np.testing.assert_allclose(augmented(images, EVERYTHING), expected(images, EVERYTHING), atol=1e-3)
+
+
+def test_a_quarter_turn_is_exact():
+    images = random_images(300, 10, 10, 3)
+    turned = augmented(images, {"rotate": {"degrees": 180}}, (0, 0, 0), (1, 1, 1)) * 255
+    angles = [360 * reference.draws(i, reference.ROTATE, 7, 3)[1] - 180 for i in range(300)]
+    nearest = int(np.argmin(np.abs(np.array(angles) - 90)))
+    assert abs(angles[nearest] - 90) < 2
+    # np.rot90 turns anticlockwise as seen, like a positive angle here; two degrees off barely changes the middle
+    difference = np.abs(turned[nearest] - np.rot90(images[nearest]).astype(float))[3:7, 3:7]
+    assert difference.max() < 40
+    cosine, sine = pixel.cosine_and_sine(np.float32(0.25))
+    assert (float(cosine), float(sine)) == (0, 1)
+
+
+def test_none_only_normalises():
+    images = random_images(5, 16, 16, 3)
+    np.testing.assert_allclose(
+        augmented(images, "none"), (images / 255 - np.array(MEAN)) / np.array(STD), rtol=0, atol=2e-6
+    )
+
+
+def test_values_are_clipped_to_what_a_pixel_can_be():
+    images = random_images(50, 8, 8, 3)
+    values = augmented(images, {"brightness": {"delta": 1}, "contrast": {"amount": 1}}, (0, 0, 0), (1, 1, 1))
+    assert values.min() == 0
+    assert values.max() == 1
+
+
+def test_float16_is_the_float32_result_rounded():
+    images = random_images(5, 12, 12, 3)
+    half = augmented(images, "strong", dtype="float16")
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, augmented(images, "strong"), atol=2e-3)
+
+
+def test_same_seed_and_epoch_same_pixels_and_others_differ():
+    images = random_images(20, 16, 16, 3)
+    first = augmented(images, "strong")
+    np.testing.assert_array_equal(first, augmented(images, "strong"))
+    assert not np.array_equal(first, augmented(images, "strong", seed=8))
+    assert not np.array_equal(first, augmented(images, "strong", epoch=4))
+
+
+def test_an_image_is_augmented_alike_wherever_it_stands():
+    images = random_images(40, 16, 16, 3)
+    whole = augmented(images, "strong")
+    order = np.random.default_rng(1).permutation(40)
+    np.testing.assert_array_equal(augmented(images, "strong", indices=order), whole[order])
+    np.testing.assert_array_equal(augmented(images, "strong", indices=[39, 0, 39]), whole[[39, 0, 39]])
+    np.testing.assert_array_equal(
+        augmented(images, "strong", indices=np.arange(7, dtype=np.int32), dtype="float16"), whole[:7].astype(np.float16)
+    )
+
+
+def test_batches_of_none_and_one():
+    images = random_images(1, 16, 16, 3)
+    assert augmented(images[:0], "standard").shape == (0, 16, 16, 3)
+    assert augmented(images, "standard", indices=[], dtype="float16").shape == (0, 16, 16, 3)
+    assert augmented(images, "standard", indices=np.empty(0, np.int32)).dtype == np.float32
+    np.testing.assert_allclose(augmented(images, EVERYTHING), expected(images, EVERYTHING), atol=2e-4)
+
+
+def test_images_that_are_not_contiguous():
+    images = random_images(12, 20, 18, 3)
+    views = [images[::3], images[:, 2:15, ::2], images[..., ::-1], np.asfortranarray(images)]
+    for view in views:
+        assert not view.flags.c_contiguous
+        np.testing.assert_array_equal(augmented(view, "strong"), augmented(view.copy(order="C"), "strong"))
+
+
+def test_the_result_is_written_where_asked():
+    images = random_images(4, 8, 8, 3)
+    xp = device.xp()
+    buffer = xp.full((6, 8, 8, 3), 9, xp.float32)
+    result = augment.apply(images, "standard", MEAN, STD, seed=7, epoch=3, out=buffer[1:5])
+    assert result.base is buffer
+    buffer = device.to_numpy(buffer)
+    np.testing.assert_array_equal(buffer[1:5], augmented(images, "standard"))
+    assert (buffer[[0, 5]] == 9).all()
+
+
+def test_input_is_left_alone():
+    images = random_images(4, 8, 8, 3)
+    before = images.copy()
+    augmented(images, "strong")
+    np.testing.assert_array_equal(images, before)
+
+
+def plausible(observed, probabilities):
+    """Whether counts could come from these probabilities (chi-square, one in ten thousand would fail by chance)."""
+    observed = np.asarray(observed)
+    return stats.chisquare(observed, observed.sum() * np.asarray(probabilities)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
+def test_flips_happen_as_often_as_asked(probability):
+    ramp = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None], (20_000, 8, 8, 1))
+    flipped = augmented(ramp, {"flip": {"probability": probability}}, [0], [1])[:, 0, 0, 0] > 0
+    if probability in (0.0, 1.0):
+        assert flipped.mean() == probability
+    else:
+        assert plausible([flipped.sum(), (~flipped).sum()], [probability, 1 - probability])
+
+
+def test_offsets_are_uniform_and_independent_of_each_other():
+    size, reach = 16, 4
+    position = np.arange(size * size, dtype=np.uint8).reshape(1, size, size, 1)
+    images = np.repeat(position, 20_000, axis=0)
+    centre = augmented(images, {"translate": {"pixels": reach}}, [0], [1])[:, 8, 8, 0] * 255
+    row, column = np.divmod(np.rint(centre).astype(int), size)
+    counts = np.zeros((2 * reach + 1, 2 * reach + 1), int)
+    np.add.at(counts, (8 - row + reach, 8 - column + reach), 1)
+    assert counts.sum() == 20_000
+    assert plausible(counts.ravel(), np.full(81, 1 / 81))
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.05, 1.0])
+def test_salt_and_pepper_hits_as_many_pixels_as_asked(rate):
+    grey = np.full((200, 32, 32, 3), 128, np.uint8)
+    values = augmented(grey, {"salt_and_pepper": {"rate": rate}}, (0, 0, 0), (1, 1, 1))
+    salt, pepper = (values == 1).all(-1), (values == 0).all(-1)
+    assert ((values != values[..., :1]).sum()) == 0  # all channels of a pixel alike
+    rest = salt.size - salt.sum() - pepper.sum()
+    if rate == 1.0:
+        assert rest == 0
+        assert plausible([salt.sum(), pepper.sum()], [0.5, 0.5])
+    else:
+        assert plausible([salt.sum(), pepper.sum(), rest], [rate / 2, rate / 2, 1 - rate])
+
+
+def test_noise_is_normal_and_differs_between_pixels_channels_and_images():
+    grey = np.full((100, 16, 16, 3), 128, np.uint8)
+    noise = (augmented(grey, {"noise": {"deviation": 0.05}}, (0, 0, 0), (1, 1, 1)) - 128 / 255) / 0.05
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert np.unique(noise).size > 0.98 * noise.size  # float32 rounds some to the same value
+    across = noise.reshape(-1, 3)
+    assert np.abs(np.corrcoef(across.T) - np.eye(3)).max() < 0.03
+    neighbours = noise.reshape(100, -1)
+    assert abs(np.corrcoef(neighbours[:, :-1].ravel(), neighbours[:, 1:].ravel())[0, 1]) < 0.02
+
+
+def test_operations_of_an_image_are_drawn_independently():
+    ramp = np.broadcast_to(np.arange(40, 48, dtype=np.uint8)[:, None], (20_000, 8, 8, 1))
+    policy = {"flip": {"probability": 0.5}, "brightness": {"delta": 0.1}}
+    values = augmented(ramp, policy, [0], [1])
+    flipped = values[:, 0, 0, 0] > values[:, 0, 7, 0]
+    brighter = values[:, 0].sum((1, 2)) > np.arange(40, 48).sum() / 255
+    table = [[(flipped & brighter).sum(), (flipped & ~brighter).sum()]]
+    table += [[(~flipped & brighter).sum(), (~flipped & ~brighter).sum()]]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_policies_by_name():
+    assert augment.names() == ["light", "none", "standard", "strong"]
+    assert augment.load_policy("none").operations == ()
+    assert augment.load_policy("strong").operations == tuple(range(len(augment.OPERATIONS)))
+    standard = augment.load_policy("standard")
+    assert standard.name == "standard"
+    assert augment.load_policy(standard) is standard
+    assert standard.rows[pixel.FLIP][0] == 0.5
+    assert standard.largest_shift == 4
+
+
+def test_hydra_gives_the_same_policy_as_the_name():
+    from hydra import compose, initialize_config_dir
+
+    from pipeline.augment.policy import FOLDER
+
+    with initialize_config_dir(str(FOLDER.parent), version_base=None):
+        for name in augment.names():
+            group = compose("config", overrides=[f"augment={name}"])["augment"]
+            assert augment.load_policy(group) == augment.load_policy(name)
+        group = compose("config", overrides=["augment=standard", "augment.flip=null", "augment.translate.pixels=2"])
+    policy = augment.load_policy(group["augment"])
+    assert pixel.FLIP not in policy.operations
+    assert policy.largest_shift == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ("fancy", "known ones: light, none, standard, strong"),
+        (3, "a name or a mapping"),
+        ({"blur": {}}, "known ones: flip, translate"),
+        ({"flip": {"chance": 1}}, "flip has no 'chance'"),
+        ({"flip": 0.5}, "flip must be null or have probability"),
+        ({"flip": {"probability": 1.5}}, "from 0 to 1, got 1.5"),
+        ({"flip": {"probability": float("nan")}}, "got nan"),
+        ({"flip": {"probability": "half"}}, "got 'half'"),
+        ({"rotate": {}}, "rotate.degrees is missing"),
+        ({"rotate": {"degrees": 200}}, "from 0 to 180"),
+        ({"rotate": {"degrees": [1, 2]}}, "must be one number"),
+        ({"translate": {"pixels": 1.5}}, "a whole number of at least 0"),
+        ({"translate": {"pixels": True}}, "got True"),
+        ({"noise": {"deviation": [0.2, 0.1]}}, "the low end comes first"),
+        ({"noise": {"deviation": [1, 2, 3]}}, "a number or a pair"),
+        ({"salt_and_pepper": {"rate": -0.1}}, "got -0.1"),
+        ({"cutout": {"side": 0}}, "at least 1"),
+    ],
+)
+def test_wrong_policies_get_a_sentence(policy, sentence):
+    with pytest.raises(PipelineError, match=r"\.$") as caught:
+        augment.load_policy(policy)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"images": np.zeros((2, 8, 8, 3), np.float32)}, "must be uint8"),
+        ({"images": np.zeros((2, 8, 8), np.uint8)}, "got uint8 (2, 8, 8)"),
+        ({"images": np.zeros((2, 8, 8, 4), np.uint8)}, "1 or 3 channels"),
+        ({"images": [[1]]}, "got list"),
+        ({"images": np.zeros((2, 0, 8, 3), np.uint8)}, "must have pixels"),
+        ({"images": np.zeros((2, 4, 8, 3), np.uint8)}, "at most 3"),
+        ({"mean": (0.5,)}, "mean must be 3 finite numbers"),
+        ({"std": (1, 1, float("inf"))}, "std must be 3 finite numbers"),
+        ({"std": (1, 0, 1)}, "std must be above 0, got (1.0, 0.0, 1.0)"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"epoch": -1}, "epoch must be a whole number"),
+        ({"epoch": 1.5}, "got 1.5"),
+        ({"dtype": "float64"}, "float32 or float16, got 'float64'"),
+        ({"indices": [0, 2]}, "from 0 to 1 for 2 images, got 2"),
+        ({"indices": [-1]}, "got -1"),
+        ({"indices": [0.5]}, "list of whole numbers"),
+        ({"indices": [[0]]}, "of shape (1, 1)"),
+        ({"out": np.zeros((2, 8, 8, 3), np.float16)}, "out must be a contiguous"),
+        ({"out": np.zeros((1, 8, 8, 3), np.float32)}, "of shape (2, 8, 8, 3)"),
+        ({"out": np.zeros((2, 8, 3, 8), np.float32).transpose(0, 1, 3, 2)}, "contiguous"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(change, sentence):
+    arguments = {"images": np.zeros((2, 8, 8, 3), np.uint8), "mean": MEAN, "std": STD, "seed": 0, "epoch": 0}
+    arguments.update(change)
+    with pytest.raises(PipelineError) as caught:
+        augment.apply(arguments.pop("images"), "standard", arguments.pop("mean"), arguments.pop("std"), **arguments)
+    assert sentence in str(caught.value)
