@@ -301,7 +301,7 @@ def read(path: Path, header: Header) -> dict[str, Split] | None:
         Split name to `Split`; None where the file is damaged.
 
     Raises:
-        PipelineError: The data set does not fit into memory.
+        MemoryError: The data set does not fit into memory.
     """
     read_split = _read_with_cudf if device.dataframe().__name__ == "cudf" else _read_with_pyarrow
     splits = {}
@@ -313,12 +313,7 @@ def read(path: Path, header: Header) -> dict[str, Split] | None:
                 return None
             splits[name] = split
     except MemoryError:
-        gigabytes = sum(header.rows) * math.prod(header.image_shape) / 1e9
-        raise PipelineError(
-            f"{path} holds {gigabytes:.1f} GB of pixels, more than the memory that is free; set a smaller image_size, "
-            "or PIPELINE_DEVICE=cpu where the machine has more memory than its GPU.",
-            exit_code=1,
-        ) from None
+        raise
     except Exception:  # cuDF and pyarrow raise many kinds for a damaged file
         return None
     return splits

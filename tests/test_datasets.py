@@ -199,6 +199,16 @@ def test_a_damaged_cache_is_made_again(damage, own_cache, caplog):
     assert datasets.load("digits").digest == before.digest
 
 
+def test_too_little_memory_is_one_sentence(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(columns, "_read_with_pyarrow", full)
+    monkeypatch.setattr(columns, "_read_with_cudf", full)
+    with pytest.raises(PipelineError, match=r"does not fit into the memory that is free \(\d+\.\d GB\); set a smaller"):
+        datasets.load("digits")
+
+
 def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="file cannot be written"):
@@ -299,6 +309,7 @@ def test_bad_images_only(tmp_path):
         ({"a": [png(1)], "b": []}, "The class 'b' of"),
         ({"train/a": [png(1)], "train/b": [png(1)], "test/c": [png(1)]}, "test/c is not in"),
         ({"train/a": [png(1)], "train/b": [png(1)], "test": [png(1)]}, "test has no class folders"),
+        ({"train": [png(1)], "test": [png(1)]}, "train has no class folders"),
     ],
 )
 def test_unusable_folders_say_why(tmp_path, tree, sentence):
@@ -306,6 +317,11 @@ def test_unusable_folders_say_why(tmp_path, tree, sentence):
     with pytest.raises(PipelineError) as info:
         datasets.load("image_folder", tmp_path)
     assert sentence in str(info.value)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    dataset = datasets.load("image_folder", folder_of(tmp_path, {"train": greys(1, 2), "plane": greys(3, 4)}))
+    assert dataset.class_names == ["plane", "train"]
 
 
 def test_a_class_name_may_be_any_text(tmp_path):
@@ -385,6 +401,19 @@ def test_unusable_parquet_says_why(tmp_path, images, labels, options, sentence):
     with pytest.raises(PipelineError) as info:
         datasets.load("parquet", path, **options)
     assert sentence in str(info.value)
+
+
+def test_numbers_and_texts_as_labels_do_not_mix(tmp_path):
+    parquet_of(tmp_path / "train.parquet", greys(1, 2), [0, 1])
+    parquet_of(tmp_path / "test.parquet", greys(1, 2), ["0", "1"])
+    with pytest.raises(PipelineError, match="are numbers in some files and texts in others"):
+        datasets.load("parquet", tmp_path)
+
+
+def test_no_training_file(tmp_path):
+    parquet_of(tmp_path / "test.parquet", greys(1, 2), [0, 1])
+    with pytest.raises(PipelineError, match="has no training images"):
+        datasets.load("parquet", tmp_path)
 
 
 def test_missing_columns_are_named(tmp_path):

@@ -10,12 +10,13 @@ A new source is one file in this folder and one line in `_SOURCES`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,20 @@ def names() -> list[str]:
     return list(_SOURCES)
 
 
+@contextlib.contextmanager
+def _memory_as_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:  # CuPy's and cuDF's are of this kind too
+        free = device.free_memory() / 1e9
+        raise PipelineError(
+            f"The data set does not fit into the memory that is free ({free:.1f} GB); set a smaller image_size or "
+            "fewer classes, or PIPELINE_DEVICE=cpu where the machine has more memory than its GPU.",
+            exit_code=1,
+        ) from None
+
+
+@_memory_as_a_sentence()
 def load(
     name: str = "digits",
     data_dir: str | os.PathLike[str] | None = None,

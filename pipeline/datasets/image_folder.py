@@ -27,13 +27,19 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
     """
     root = folder(data_dir, "image_folder")
     splits = {"train": root}
-    if _class_folders(root / "train"):
+    # A folder named train may also be a class; one that stands beside nothing but other splits is none.
+    known = {name for names in _SPLIT_FOLDERS.values() for name in names}
+    if _class_folders(root / "train") or (
+        (root / "train").is_dir() and {p.name for p in _class_folders(root)} <= known
+    ):
         splits = {
             split: root / name for split, names in _SPLIT_FOLDERS.items() for name in names if (root / name).is_dir()
         }
     class_names = [path.name for path in _class_folders(splits["train"])]
     if not class_names:
-        raise PipelineError(f"{root} has no class folders; put the images of each class into a folder of its name.")
+        raise PipelineError(
+            f"{splits['train']} has no class folders; put the images of each class into a folder of its name."
+        )
     files: dict[str, list[tuple[Path, int]]] = {}
     for split, place in splits.items():
         inside = _class_folders(place)

@@ -80,52 +80,49 @@ def from_files(files: dict[str, list[Path]], settings: Settings, names: list[str
 
 
 def _read(files: dict[str, list[Path]], given: list[str] | None, fallback: list[str] | None) -> Contents:
-    columns = {split: [_labels(path) for path in paths] for split, paths in files.items()}
-    everything = pa.chunked_array([c.cast(pa.string()) for part in columns.values() for c in part], pa.string())
-    first = next(iter(columns.values()))[0]
-    text = pa.types.is_string(first.type)
-    known = given or _hugging_face_names(next(path for paths in files.values() for path in paths)) or fallback
-    if text:
-        names = known or sorted(everything.unique().to_pylist())
-        position = {name: index for index, name in enumerate(names)}
+    found = {split: pa.chunked_array(_labels(paths)) for split, paths in files.items()}
+    if len({column.type for column in found.values()}) > 1:
+        raise PipelineError(
+            f"The labels below {next(iter(files.values()))[0].parent} are numbers in some files and texts in others."
+        )
+    values = sorted({value for column in found.values() for value in column.unique().to_pylist()})
+    names = given or _hugging_face_names(next(iter(files.values()))[0]) or fallback
+    if names is None or pa.types.is_string(next(iter(found.values())).type):
+        names = names or [str(value) for value in values]
+        position = {value: names.index(str(value)) for value in values if str(value) in names}
     else:
-        values = sorted(map(int, everything.unique().to_pylist()))
-        names = known or [str(value) for value in values]
-        position = None if known else {value: index for index, value in enumerate(values)}
-    labels = {}
-    for split, part in columns.items():
-        values = [value for column in part for value in column.to_pylist()]
-        if position is not None:
-            unknown = next((value for value in values if value not in position), None)
-            if unknown is not None:
-                raise PipelineError(
-                    f"The label {unknown!r} is none of the classes {', '.join(names)}; correct class_names."
-                )
-            values = [position[value] for value in values]
-        labels[split] = np.asarray(values, np.int64)
-    return Contents(list(names), labels, lambda split: _images(files[split]))
+        position = {value: value for value in values}
+    unknown = [value for value in values if value not in position]
+    if unknown:
+        raise PipelineError(f"The label {unknown[0]!r} is none of the classes {', '.join(names)}; correct class_names.")
+    labels = {
+        split: np.asarray([position[value] for value in column.to_pylist()], np.int64)
+        for split, column in found.items()
+    }
+    return Contents(names, labels, lambda split: _images(files[split]))
 
 
-def _labels(path: Path) -> pa.ChunkedArray:
-    """The label column of a file: int64, or strings.
+def _labels(paths: list[Path]) -> list[pa.Array]:
+    """The label columns of some files: int64, or strings.
 
     Raises:
         PipelineError: No readable Parquet file, no such column, another type, or a missing label.
     """
-    try:
-        schema = pq.read_schema(path)
-        name = _column(path, schema, LABEL_COLUMNS, "label")
-        labels = pq.read_table(path, columns=[name]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-    if labels.null_count:
-        raise PipelineError(f"{path} has {labels.null_count} rows without a label; remove them or label them.")
-    kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
-    if pa.types.is_integer(kind):
-        return labels.cast(pa.int64())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return labels.cast(pa.string())
-    raise PipelineError(f"The column {name!r} of {path} is {labels.type}; labels must be integers or strings.")
+    chunks = []
+    for path in paths:
+        try:
+            name = _column(path, pq.read_schema(path), LABEL_COLUMNS, "label")
+            labels = pq.read_table(path, columns=[name]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
+        if labels.null_count:
+            raise PipelineError(f"{path} has {labels.null_count} rows without a label; remove them or label them.")
+        kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not (text or pa.types.is_integer(kind)):
+            raise PipelineError(f"The column {name!r} of {path} is {labels.type}; labels must be integers or strings.")
+        chunks.append(labels.cast(pa.string() if text else pa.int64()).combine_chunks())
+    return chunks
 
 
 def _column(path: Path, schema: pa.Schema, candidates: tuple[str, ...], purpose: str) -> str:
