@@ -38,7 +38,8 @@ tensorboard: $(INSTALL)  ## TensorBoard on the runs' logs
 	@$(PY) -m tensorboard.main --logdir logs $(ARGS)
 
 install:
-	@$(PYTHON) -c "" 2>/dev/null || { echo "error: $(PYTHON) was not found or does not start; install Python 3.11" \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 6))" 2>/dev/null || { \
+	  echo "error: $(PYTHON) was not found, does not start or is no Python 3; install Python 3.11" \
 	  "(on Debian and Ubuntu: sudo apt install python3.11 python3.11-venv) or name one: make PYTHON=/path/to/python3.11" \
 	  "$(firstword $(MAKECMDGOALS))" >&2; exit 2; }
 	@$(PYTHON) scripts/bootstrap.py

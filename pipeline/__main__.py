@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise
                 executed.append(output)
                 tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
+                sys.stdout.flush()  # through a pipe, each line when it is true
         report = folder / "report.html"
         notebooks.write_report(executed, folder.name, report)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")

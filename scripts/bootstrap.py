@@ -165,7 +165,7 @@ def install(requirements, title, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**environment, **os.environ},
+        env={**environment, **os.environ, "PIP_USER": "0"},  # a setting for other Pythons would fail here
     )
     with LOG.open("a") as log, pip:
         for line in pip.stdout:
