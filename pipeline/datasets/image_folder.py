@@ -29,9 +29,8 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
     splits = {"train": root}
     # A folder named train may also be a class; one that stands beside nothing but other splits is none.
     known = {name for names in _SPLIT_FOLDERS.values() for name in names}
-    if _class_folders(root / "train") or (
-        (root / "train").is_dir() and {p.name for p in _class_folders(root)} <= known
-    ):
+    only_splits = (root / "train").is_dir() and {path.name for path in _class_folders(root)} <= known
+    if only_splits or _class_folders(root / "train"):
         splits = {
             split: root / name for split, names in _SPLIT_FOLDERS.items() for name in names if (root / name).is_dir()
         }

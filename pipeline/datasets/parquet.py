@@ -80,14 +80,16 @@ def from_files(files: dict[str, list[Path]], settings: Settings, names: list[str
 
 
 def _read(files: dict[str, list[Path]], given: list[str] | None, fallback: list[str] | None) -> Contents:
-    found = {split: pa.chunked_array(_labels(paths)) for split, paths in files.items()}
-    if len({column.type for column in found.values()}) > 1:
+    parts = {split: _labels(paths) for split, paths in files.items()}
+    types = {part.type for some in parts.values() for part in some}
+    if len(types) > 1:
         raise PipelineError(
             f"The labels below {next(iter(files.values()))[0].parent} are numbers in some files and texts in others."
         )
+    found = {split: pa.chunked_array(some) for split, some in parts.items()}
     values = sorted({value for column in found.values() for value in column.unique().to_pylist()})
     names = given or _hugging_face_names(next(iter(files.values()))[0]) or fallback
-    if names is None or pa.types.is_string(next(iter(found.values())).type):
+    if names is None or types == {pa.string()}:
         names = names or [str(value) for value in values]
         position = {value: names.index(str(value)) for value in values if str(value) in names}
     else:
