@@ -35,7 +35,7 @@ lab: $(INSTALL)  ## JupyterLab on the notebooks
 	@$(PY) -m pipeline.lab $(ARGS)
 
 tensorboard: $(INSTALL)  ## TensorBoard on the runs' logs
-	@$(PY) -m tensorboard.main --logdir logs $(ARGS)
+	@TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES= $(PY) -m tensorboard.main --logdir logs $(ARGS)
 
 install:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 6))" 2>/dev/null || { \
