@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline import PipelineError, device
 
-NETWORKS = {"cnn": "pipeline.models.cnn"}
+NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "resnet18", "fashion_mlp", "vit_lite")}
+LAYERS = ["pipeline.models.layers"]  # importing one registers its layers for loading
 
 
 def names() -> list[str]:
@@ -84,6 +85,8 @@ def load(path: str | Path) -> Any:
 
     if not Path(path).is_file():
         raise PipelineError(f"There is no model file {path}.")
+    for module in LAYERS:
+        importlib.import_module(module)
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its zip, JSON and HDF5 readers raise
