@@ -66,6 +66,7 @@ from pipeline.augment.pixel import (
 SIMULATED = bool(config.ENABLE_CUDASIM)
 WARP = 32
 LARGEST_BLOCK = 256
+GROUPS_A_THREAD = 4
 STAGED_BYTES = 32 * 1024  # larger images are not copied to shared memory; with the rest a block stays below 48 KiB
 NOT_A_NUMBER = np.float32(math.nan)
 
@@ -129,8 +130,8 @@ def specialised(
     group = GROUP if packed else 1
     groups = height * width // group
     value_bytes = 2 if half else 4
-    # Two groups a thread, so that reading the draws is shared; whole warps, so that none works on two images.
-    threads_an_image = min(LARGEST_BLOCK, -(-groups // (2 * WARP)) * WARP)
+    # Several groups a thread, which share what is worked out once; whole warps, so that none works on two images.
+    threads_an_image = min(LARGEST_BLOCK, -(-groups // (GROUPS_A_THREAD * WARP)) * WARP)
     images_a_block = LARGEST_BLOCK // threads_an_image
     block = threads_an_image * images_a_block
     staged = size <= STAGED_BYTES
@@ -148,6 +149,7 @@ def specialised(
     draws = len(operations) > 0
     same_row = width % group == 0
     steps = -(-groups // threads_an_image)
+    full = groups % threads_an_image == 0  # no thread ever without a group
     staged_items = size // 8 if words else size
     staging_steps = -(-staged_items // threads_an_image)
     drawing_threads = images_a_block * OPERATION_COUNT
@@ -212,6 +214,8 @@ def specialised(
         if not staged:
             pixels = images[place]
 
+        whole_x, whole_y = np.int32(shift_x), np.int32(shift_y)
+        result = out[np.uint64(row if exists else 0)]
         warp_lane = np.uint32(thread % np.uint32(WARP))
         exchanged_start = np.uint64(np.uint32(first_exchanged + thread * group_words))
         warp_start = np.uint64(np.uint32(first_exchanged + (thread - warp_lane) * group_words + warp_lane))
@@ -219,7 +223,7 @@ def specialised(
         for step in range(steps):
             number = np.uint32(step * threads_an_image + lane)
             values = cuda.local.array(value_count, types.float32)
-            if number < groups and usable:
+            if full or number < groups:
                 first = np.uint32(number * np.uint32(group))
                 first_y = np.uint32(first // np.uint32(width))
                 first_x = np.uint32(first % np.uint32(width))
@@ -234,8 +238,8 @@ def specialised(
                                 pixels, image_start, at[0], at[1], flipped, channel, height, width, channels
                             )
                     else:
-                        column = reflect(x - np.int32(shift_x), width) if translates else x
-                        line = reflect(y - np.int32(shift_y), height) if translates else y
+                        column = reflect(np.int32(x - whole_x), width) if translates else x
+                        line = reflect(np.int32(y - whole_y), height) if translates else y
                         if flipped:
                             column = np.int32(width - 1 - column)
                         start = np.uint64(image_start + np.uint32((line * width + column) * channels))
@@ -266,11 +270,9 @@ def specialised(
                         x, y = np.int32((first + k) % np.uint32(width)), np.int32((first + k) // np.uint32(width))
                     hidden = cuts and cut_out(x, y, left, top, side)
                     for channel in range(channels):
-                        value = normalise(values[k * channels + channel], scale[channel], shift[channel])
+                        change = shift[channel] if usable else NOT_A_NUMBER
+                        value = normalise(values[k * channels + channel], scale[channel], change)
                         values[k * channels + channel] = ZERO if hidden else value
-            else:
-                for k in range(value_count):
-                    values[k] = NOT_A_NUMBER
 
             if packed:
                 for w in range(group_words):
@@ -280,8 +282,8 @@ def specialised(
                         word = pack_float32(values[2 * w], values[2 * w + 1])
                     if exchanged:
                         shared_words[exchanged_start + np.uint64(w)] = word
-                    elif exists and number < groups:
-                        out[row, number] = word
+                    elif exists and (full or number < groups):
+                        result[np.uint64(number)] = word
                 if exchanged:
                     if SIMULATED:  # which has no warps
                         cuda.syncthreads()
@@ -289,15 +291,15 @@ def specialised(
                         cuda.syncwarp()
                     target = np.uint64(np.uint32((number - warp_lane) * group_words + warp_lane))
                     for w in range(group_words):
-                        if exists and target + np.uint64(w * WARP) < np.uint64(groups * group_words):
-                            out[row, target + np.uint64(w * WARP)] = shared_words[warp_start + np.uint64(w * WARP)]
+                        if exists and (full or target + np.uint64(w * WARP) < np.uint64(groups * group_words)):
+                            result[target + np.uint64(w * WARP)] = shared_words[warp_start + np.uint64(w * WARP)]
                     if SIMULATED:
                         cuda.syncthreads()
                     else:
                         cuda.syncwarp()
-            elif exists and number < groups:
+            elif exists and (full or number < groups):
                 for channel in range(channels):
-                    out[row, np.uint32(number * channels + channel)] = values[channel]
+                    result[np.uint64(number * channels + channel)] = values[channel]
 
     scope = {**globals(), **pixel.compiled(cuda.jit(device=True))}
     kernel = cuda.jit(pixel.rebound(augment, scope, "augment"))

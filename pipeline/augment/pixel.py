@@ -140,16 +140,17 @@ def draw(operation, image, seed, epoch, settings, height, width, parameters, sta
 
 def reflect(position, size):
     """Mirror a position that is at most `size` - 1 outside 0 … `size` - 1, without repeating the edge pixel."""
-    position = np.int32(abs(position))
-    return np.int32(min(position, np.int32(2 * (size - 1)) - position))
+    inside = np.int32(abs(np.int32(position)))
+    mirrored = np.int32(np.int32(2 * (size - 1)) - inside)
+    return min(inside, mirrored)
 
 
 def reflect_far(position, size):
     """`reflect` for a position any distance outside."""
-    position = np.int32(abs(position))
-    if position > 2 * (size - 1):  # a division is slow, and rarely needed
-        position = np.int32(position % np.int32(max(2 * (size - 1), 1)))
-    return np.int32(min(position, np.int32(2 * (size - 1)) - position))
+    inside = np.int32(abs(np.int32(position)))
+    if inside > np.int32(2 * (size - 1)):  # a division is slow, and rarely needed
+        inside = np.int32(inside % np.int32(max(2 * (size - 1), 1)))
+    return reflect(inside, size)
 
 
 def source(x, y, shift_x, shift_y, cosine, sine, height, width):
