@@ -193,7 +193,8 @@ def execute(chapter: Chapter, output: Path, parameters: Mapping[str, Any], *, pr
             cwd=Path.cwd(),
         )
     except papermill.exceptions.PapermillExecutionError as error:
-        message = f"{error.ename}: {error.evalue}".strip().removesuffix(":").removesuffix(".")
+        # TensorFlow's messages go on for pages; the copy has them.
+        message = f"{error.ename}: {error.evalue.strip()}".splitlines()[0][:400].rstrip(": .")
         raise PipelineError(
             f"{file} failed in cell In [{error.exec_count}], `{_first_line(error.source)}`: {message}. {kept}",
             exit_code=1,

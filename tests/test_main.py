@@ -158,15 +158,21 @@ for file in ("model.keras", "export/model_int8.tflite"):
 
 def test_a_failing_cell_is_named_and_its_copy_kept(capsys):
     write("01_good", "a = 1", "print('fine')")
-    write("02_bad", "a = 1", "print('before')", "\n# why\nraise ValueError('the shape is (3,)')", "print('never')")
+    write(
+        "02_bad",
+        "a = 1",
+        "print('before')",
+        "\n# why\nraise ValueError('the shape is (3,)\\nand so on')",
+        "print('never')",
+    )
     write("03_after", "a = 1", "print('never')")
     with pytest.raises(PipelineError) as failed:
         __main__.main(["--name", "x"])
     assert failed.value.exit_code == 1
     sentence = str(failed.value)
     assert "02_bad.ipynb failed in cell In [3]" in sentence
-    assert "`raise ValueError('the shape is (3,)')`" in sentence
-    assert "ValueError: the shape is (3,)" in sentence
+    assert "`raise ValueError('the shape is (3,)\\nand so on')`" in sentence
+    assert "ValueError: the shape is (3,). The executed copy" in sentence
     assert "runs/x/notebooks/02_bad.ipynb" in sentence
     assert printed("runs/x/notebooks/02_bad.ipynb") == ["before"]
     assert not Path("runs/x/notebooks/03_after.ipynb").exists()

@@ -1,0 +1,74 @@
+"""`make lab`: JupyterLab opens the first chapter, with kernels of the project's interpreter."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline import PipelineError, lab
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_kernel_is_this_interpreter_whatever_the_user_installed(tmp_path):
+    other = tmp_path / "data" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    content = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(content))
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    options = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+    }
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.lab", *options],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+
+        def ask(path):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}{path}", headers={"Authorization": "token secret"}
+            )
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    with urllib.request.urlopen(request, timeout=10) as answer:
+                        return answer.read(), answer.url
+                except urllib.error.URLError:
+                    assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                    assert server.poll() is None, (tmp_path / "log").read_text()
+                    time.sleep(0.2)
+
+        specifications = json.loads(ask("/api/kernelspecs")[0])
+        assert specifications["default"] == "python3"
+        assert specifications["kernelspecs"]["python3"]["spec"]["argv"][0] == sys.executable
+        assert ask("/")[1].split("?")[0].endswith("/lab/tree/notebooks/01_data.ipynb")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+def test_outside_the_repository_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match="There are no notebooks in"):
+        lab.main([])
