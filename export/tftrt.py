@@ -50,11 +50,11 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
     version = tensorrt_library.require()
     dataset = dataset if dataset is not None else run.load_dataset()
     sample = artifacts.test_sample(run, dataset)
-    calibration = artifacts.calibration_images(dataset, max(CALIBRATION_IMAGES, PROFILE_BATCHES[-1]))
+    images = artifacts.calibration_images(dataset, CALIBRATION_IMAGES)
     path = run.export_dir / f"tftrt_{precision.lower()}"
     source = saved_model.save(run)
     with artifacts.whole(path) as temporary:
-        manifest = _convert(source, temporary, precision, calibration)
+        manifest = _convert(source, temporary, precision, images)
         manifest |= {
             "tensorrt": ".".join(map(str, version)),
             "compute_capability": device.compute_capability(),
@@ -79,14 +79,12 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
     """
     tf = device.tensorflow()
     calibrated = precision == "INT8"
-    wanted = len(images[:CALIBRATION_IMAGES])
-    batches = -(-wanted // CALIBRATION_BATCH)
 
     def filled(start: int, count: int) -> tuple[Any]:
         return (tf.constant(images[np.arange(start, start + count) % len(images)]),)
 
     def calibration_batches() -> Any:
-        return (filled(batch * CALIBRATION_BATCH, CALIBRATION_BATCH) for batch in range(batches))
+        return (filled(start, CALIBRATION_BATCH) for start in range(0, len(images), CALIBRATION_BATCH))
 
     def profile_batches() -> Any:
         return (filled(0, count) for count in PROFILE_BATCHES)
@@ -125,7 +123,7 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
     return manifest | {
         "precision": precision,
         "profile_batches": list(PROFILE_BATCHES),
-        "calibration_images": wanted if calibrated else 0,
+        "calibration_images": len(images) if calibrated else 0,
     }
 
 
@@ -158,9 +156,11 @@ def main() -> None:
     arguments = parser.parse_args()
     tensorrt_library.require()
     run = runs.find(arguments.run)
-    path = export(run, run.load_dataset(data_dir=arguments.data_dir), arguments.precision)
+    dataset = run.load_dataset(data_dir=arguments.data_dir)
     from rich.console import Console
 
+    with Console(stderr=True).status(f"calibrating, building and measuring {arguments.precision} engines"):
+        path = export(run, dataset, arguments.precision)
     Console().print(artifacts.table(run, ["model.keras", path.name]))
     row = artifacts.recorded(run)[path.name]
     print(f"{row['nodes_converted']} of {row['nodes']} nodes converted, engines: {row['engines']}")

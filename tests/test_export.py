@@ -4,8 +4,11 @@ import dataclasses
 import errno
 import json
 import shutil
+import tempfile
 import threading
+import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
 from pipeline import PipelineError, device, runs
-from tests.export_fixtures import digits, write_run
+from tests.small_run import digits, write_run
 
 pytest_plugins = ["tests.export_fixtures"]
 
@@ -271,7 +274,6 @@ def test_tensorrt_is_found_in_its_package(tmp_path, monkeypatch):
 def test_library_answers_to_another_name():
     """What TensorFlow needs: opening a name that no folder of the search path holds gives the library loaded for it."""
     import ctypes
-    from pathlib import Path
 
     wanted = "libwanted_by_a_test.so.8.6.1"
     with pytest.raises(OSError):
@@ -315,3 +317,66 @@ def test_converted_nodes_are_counted():
         "nodes": 8,
         "nodes_left": {"Placeholder": 1, "Cast": 1, "Identity": 1},
     }
+
+
+def test_tensorrt_is_given_every_calibration_image_once_and_all_profiles(tmp_path, monkeypatch):
+    """The converter itself needs a GPU (tests/gpu); what it is asked for shows without one."""
+    tf = device.tensorflow()
+    seen = {}
+
+    class Converter:
+        def __init__(self, **settings):
+            seen["settings"] = settings
+
+        def convert(self, calibration_input_fn):
+            seen["calibration"] = calibration_input_fn and [batch.numpy() for (batch,) in calibration_input_fn()]
+            graph = tf.Graph()
+            with graph.as_default():
+                tf.identity(1.0)
+            graph_def = graph.as_graph_def()
+            graph_def.node.add(name="TRTEngineOp_000_000", op="TRTEngineOp")
+            return types.SimpleNamespace(graph=types.SimpleNamespace(as_graph_def=lambda: graph_def))
+
+        def build(self, input_fn):
+            seen["profiles"] = [batch.numpy() for (batch,) in input_fn()]
+
+        def save(self, folder, save_gpu_specific_engines):
+            seen["scratch"] = tempfile.mkdtemp()
+            assert save_gpu_specific_engines
+            (Path(folder) / "assets").mkdir(parents=True)
+            (Path(folder) / "assets" / "trt-serialized-engine.TRTEngineOp_000_000").write_bytes(b"engine")
+
+    monkeypatch.setattr(tf.experimental.tensorrt, "Converter", Converter)
+    images = np.arange(512, dtype=np.uint16).view(np.uint8).reshape(512, 1, 2, 1)
+    manifest = tftrt._convert(tmp_path, tmp_path / "int8", "INT8", images)
+    assert {batch.shape for batch in seen["calibration"]} == {(64, 1, 2, 1)}, "one shape for all batches"
+    np.testing.assert_array_equal(np.concatenate(seen["calibration"]), images)
+    assert [len(batch) for batch in seen["profiles"]] == [1, 64, 1024]
+    assert {batch.dtype.name for batch in seen["profiles"]} == {"uint8"}
+    assert seen["settings"]["precision_mode"] == "INT8"
+    assert seen["settings"]["use_dynamic_shape"] is True
+    assert manifest["calibration_images"] == 512
+    assert not Path(seen["scratch"]).exists(), "the converter's own copy of the engines"
+    assert Path(tempfile.gettempdir()).exists()
+    manifest = tftrt._convert(tmp_path, tmp_path / "fp16", "FP16", images[:5])
+    assert seen["calibration"] is None
+    assert manifest["calibration_images"] == 0
+
+
+def test_nothing_converted_is_a_sentence(tmp_path, monkeypatch):
+    tf = device.tensorflow()
+    converted = types.SimpleNamespace(graph=tf.Graph())
+    converter = types.SimpleNamespace(convert=lambda calibration_input_fn: converted)
+    monkeypatch.setattr(tf.experimental.tensorrt, "Converter", lambda **_: converter)
+    with pytest.raises(PipelineError, match="could convert nothing of this network") as raised:
+        tftrt._convert(tmp_path, tmp_path / "out", "FP32", np.zeros((1, 4, 4, 3), np.uint8))
+    assert raised.value.exit_code == 1
+
+
+def test_tensorrt_of_another_version_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Incompatible TensorRT major version")
+
+    monkeypatch.setattr(device.tensorflow().experimental.tensorrt, "Converter", refuse)
+    with pytest.raises(PipelineError, match=r"refuses the TensorRT that is loaded.*8\.6\.1"):
+        tftrt._convert(tmp_path, tmp_path / "out", "FP32", np.zeros((1, 4, 4, 3), np.uint8))

@@ -16,7 +16,7 @@ from export import artifacts, tensorrt_library, tftrt
 from export.predict import Predictor
 from pipeline import PipelineError, datasets, runs
 from tests.conftest import REPOSITORY
-from tests.export_fixtures import digits
+from tests.small_run import digits
 
 pytestmark = pytest.mark.gpu
 pytest_plugins = ["tests.export_fixtures"]
