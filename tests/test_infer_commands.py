@@ -21,12 +21,12 @@ def workplace(exported_run, digit_images, tmp_path, monkeypatch):
     """A working directory with runs/latest and a folder of digits; images/0.png is the first test digit, and so on."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "small").symlink_to(exported_run.path)
-    runs.set_latest(tmp_path / "runs" / "small")
     folder = tmp_path / "images" / "inner [bold]"
     folder.mkdir(parents=True)
     for index, image in enumerate(digit_images[0][:3]):
         Image.fromarray(image).save((folder if index else tmp_path / "images") / f"{index}.png")
     monkeypatch.chdir(tmp_path)
+    runs.set_latest(tmp_path / "runs" / "small")
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
 
