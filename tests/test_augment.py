@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from pipeline import PipelineError, augment, device
-from pipeline.augment import pixel
+from pipeline.augment import gallery, pixel
 from tests import augment_reference as reference
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -312,3 +312,44 @@ def test_wrong_arguments_get_a_sentence(change, sentence):
     with pytest.raises(PipelineError) as caught:
         augment.apply(arguments.pop("images"), "standard", arguments.pop("mean"), arguments.pop("std"), **arguments)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_gallery_shows_the_image_and_what_becomes_of_it(channels):
+    images = device.to_device(random_images(3, 16, 16, channels))
+    mean, std = MEAN[:channels], STD[:channels]
+    sheet = gallery.policy_grid(images, "standard", mean, std, seed=1)
+    cell = 64 + 2 * gallery.MARGIN
+    assert sheet.shape == (3 * cell, (1 + gallery.DRAWS) * cell, 3)
+    assert sheet.dtype == np.uint8
+    first = np.broadcast_to(device.to_numpy(images)[0].repeat(4, 0).repeat(4, 1), (64, 64, 3))
+    np.testing.assert_array_equal(sheet[2:66, 2:66], first)
+    unchanged = gallery.policy_grid(images, "none", mean, std)
+    np.testing.assert_array_equal(unchanged[:, :cell], unchanged[:, -cell:])
+
+
+def test_every_operation_can_be_seen_in_the_gallery():
+    image = random_images(1, 32, 32, 3)[0] // 2 + 60
+    policies = gallery.example_policies(32, 32)
+    assert list(policies) == list(augment.OPERATIONS)
+    for policy in policies.values():
+        found = gallery.draws(image, policy, MEAN, STD)
+        assert found.shape == (gallery.DRAWS, 32, 32, 3)
+        assert (found != image).any(axis=(1, 2, 3)).all()
+
+
+def test_benchmark_figures_are_kept_with_the_machine(tmp_path, monkeypatch):
+    import benchmarks.augment
+    from benchmarks import results
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    figures = benchmarks.augment.measure(64, (8, 8, 3), 2)
+    path = results.save("augment", figures, "python -m benchmarks.augment --images 64")
+    kept = results.load(path)
+    assert path.name == f"augment-{device.describe()['device']}.json"
+    assert kept["command"] == "python -m benchmarks.augment --images 64"
+    assert kept["machine"]["packages"]["numba"]
+    for row in kept["figures"]["launches"]:
+        assert row["images_per_second"] == pytest.approx(64 / row["milliseconds"] * 1000)
+        value_bytes = 2 if row["dtype"] == "float16" else 4
+        assert row["terabytes_per_second"] == pytest.approx(row["images_per_second"] * 192 * (1 + value_bytes) / 1e12)

@@ -1,0 +1,42 @@
+"""Where a benchmark's figures are kept: one JSON file a question and kind of machine, with how it was measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import device, runs
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def save(name: str, figures: Any, command: str | None = None) -> Path:
+    """Write figures to ``benchmarks/results/NAME-gpu.json``, or ``-cpu``; an older file of that name is replaced.
+
+    Args:
+        name: The question, for example "augment".
+        figures: Anything JSON can hold.
+        command: What was run; the running command by default.
+
+    Returns:
+        The file.
+    """
+    machine = device.describe()
+    path = FOLDER / f"{name}-{machine['device']}.json"
+    content = {
+        "command": command or f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine,
+        "figures": figures,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    runs.write_json(path, content)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote."""
+    return json.loads(path.read_text())
