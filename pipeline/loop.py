@@ -20,7 +20,9 @@ from typing import Any
 import numpy
 
 from pipeline import PipelineError, augment, device
+from pipeline.cluster import Cluster
 
+SINGLE = Cluster()
 SHARD_FRACTION_OF_FREE_MEMORY = 0.25
 CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C is heard
 
@@ -39,6 +41,7 @@ class Loop:
         label_smoothing: Fraction of the target spread over all classes (Szegedy et al., 2016).
         precision: The dtype policy's name; the images are float16 for the mixed ones, else float32.
         xla: Whether XLA compiles the graph.
+        workers: The processes that train together; each takes its share of every batch.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Loop:
         label_smoothing: float = 0.0,
         precision: str = "float32",
         xla: bool = False,
+        workers: Cluster = SINGLE,
     ):
         self.network = network
         self.optimizer = optimizer
@@ -64,7 +68,9 @@ class Loop:
         self.batch_size = batch_size
         self.seed = seed
         self.dtype = "float16" if precision.startswith("mixed") else "float32"
-        self._train_steps = _training_graph(network, optimizer, label_smoothing, xla) if optimizer is not None else None
+        self.workers = workers
+        if optimizer is not None:
+            self._train_steps = _training_graph(network, optimizer, label_smoothing, xla, workers)
         self._evaluate_steps = _evaluation_graph(network, label_smoothing, xla)
 
     def train_epoch(
@@ -86,6 +92,8 @@ class Loop:
         count = len(split.labels)
         batch = min(self.batch_size, count)
         order = permutation(self.seed, epoch, count)[: count - count % batch]
+        if self.workers.count > 1:
+            order, batch = self._share(order, batch)
         started = time.perf_counter()
         loss = correct = done = 0.0
         for images, labels in self._shards(split, order, batch, self.policy, epoch):
@@ -100,8 +108,27 @@ class Loop:
                 )
             if progress is not None:
                 progress(size, loss / done)
+        if self.workers.count > 1:
+            loss, correct, done = self._meet(loss, correct, done)
         seconds = time.perf_counter() - started
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
+
+    def _share(self, order: numpy.ndarray, batch: int) -> tuple[numpy.ndarray, int]:
+        """This worker's part of every batch of the epoch's order, and its size."""
+        share = batch // self.workers.count
+        if share == 0:
+            raise PipelineError(f"A batch of {batch} images cannot be shared by {self.workers.count} workers.")
+        batches = order.reshape(-1, batch)[:, self.workers.index * share : (self.workers.index + 1) * share]
+        return batches.reshape(-1), share
+
+    def _meet(self, *figures: float) -> list[float]:
+        """At the end of an epoch: the workers' figures added, and their moving statistics averaged."""
+        tf = device.tensorflow()
+        moving = [v for v in self.network.non_trainable_variables if v.dtype.startswith(("float", "bfloat"))]
+        means = self.workers.average([tf.constant(figures, tf.float32), *(v.value for v in moving)], key=2)
+        for variable, mean in zip(moving, means[1:], strict=True):
+            variable.assign(mean)
+        return [float(mean) * self.workers.count for mean in means[0]]
 
     def evaluate(self, split: Any) -> dict[str, Any]:
         """Loss and accuracy without augmentation, and the predicted classes.
@@ -169,28 +196,41 @@ def _smoothed(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 
-def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: bool) -> Callable:
+def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: bool, workers: Cluster) -> Callable:
     """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
+
+    Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because it cannot
+    compile the sum between them.
 
     Returns the sum of the losses and the number of correct images, float32 scalars.
     """
     tf = device.tensorflow()
     variables = network.trainable_variables
     optimizer.build(variables)
+    alone = workers.count == 1
 
-    @tf.function(jit_compile=xla, reduce_retracing=False)
+    @tf.function(jit_compile=xla and not alone)
+    def gradients_of(images: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            logits = network(images, training=True)
+            loss = tf.reduce_mean(_smoothed(tf, logits, labels, label_smoothing))
+            penalised = loss + tf.add_n(network.losses) if network.losses else loss
+            scaled = optimizer.scale_loss(penalised)
+        correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+        images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
+        return tape.gradient(scaled, variables), loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
+
+    @tf.function(jit_compile=xla and not alone)
+    def update(gradients: Any) -> None:
+        optimizer.apply(gradients, variables)
+
+    @tf.function(jit_compile=xla and alone)
     def train_steps(images: Any, labels: Any) -> Any:
         total, correct = tf.constant(0.0), tf.constant(0.0)
         for step in tf.range(tf.shape(images)[0]):
-            with tf.GradientTape() as tape:
-                logits = network(images[step], training=True)
-                loss = tf.reduce_mean(_smoothed(tf, logits, labels[step], label_smoothing))
-                penalised = loss + tf.add_n(network.losses) if network.losses else loss
-                scaled = optimizer.scale_loss(penalised)
-            optimizer.apply(tape.gradient(scaled, variables), variables)
-            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels[step])
-            total += loss * tf.cast(tf.shape(hits)[0], tf.float32)
-            correct += tf.reduce_sum(tf.cast(hits, tf.float32))
+            gradients, loss, hits = gradients_of(images[step], labels[step])
+            update(workers.average(gradients, key=1))
+            total, correct = total + loss, correct + hits
         return total, correct
 
     return train_steps

@@ -13,6 +13,7 @@ import fcntl
 import io
 import os
 import random
+import shlex
 import signal
 import statistics
 import time
@@ -27,6 +28,7 @@ from pipeline import (
     augment,
     checkpoints,
     cli,
+    cluster,
     compare,
     config,
     datasets,
@@ -37,7 +39,7 @@ from pipeline import (
     runs,
     tracking,
 )
-from pipeline.loop import Loop
+from pipeline.loop import SINGLE, Loop
 
 LOGS = Path("logs")
 
@@ -58,20 +60,23 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
     """
     settings = resumed(settings)
     tracking.check_tracker(settings["tracker"])
+    workers = cluster.connect(settings["cluster"])
     seed_everything(settings["seed"])
-    with claimed_folder(settings) as folder:
+    with claimed_folder(settings, workers) as folder:
         dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
-        settings = keep_settings(folder, settings, dataset)
-        loop = build_loop(settings, dataset)
+        settings = keep_settings(folder, settings, dataset, workers)
+        loop = build_loop(settings, dataset, workers)
         try:
             progress = fit(loop, settings, dataset, folder, callbacks)
         except KeyboardInterrupt:
             raise PipelineError(f"Stopped; the finished epochs are kept. {how_to_go_on(folder)}", 130) from None
+        if not workers.is_chief:
+            return runs.Run(folder.resolve())
         return finish(loop, settings, dataset, folder, progress)
 
 
-def build_loop(settings: dict[str, Any], dataset: Any) -> Loop:
-    """The network, its optimizer and the loop that trains it, for one data set."""
+def build_loop(settings: dict[str, Any], dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:
+    """The network, its optimizer and the loop that trains it, for one data set and the workers that share it."""
     precision = chosen_precision(settings["precision"])
     with precision_policy(precision):
         options = {k: v for k, v in settings["model"].items() if k != "name"}
@@ -95,6 +100,7 @@ def build_loop(settings: dict[str, Any], dataset: Any) -> Loop:
         label_smoothing=settings["label_smoothing"],
         precision=precision,
         xla=device.has_gpu() if settings["xla"] == "auto" else settings["xla"],
+        workers=workers,
     )
 
 
@@ -110,7 +116,9 @@ def fit(
     variables = [*network.variables, *loop.optimizer.variables]
     progress = checkpoints.resume(folder / "checkpoints", variables)
     stopper = early_stopping(settings["early_stopping"], progress)
-    watchers = [*stopper, *watching(loop, settings, dataset, folder), *callbacks]
+    watchers = [*stopper, *callbacks]
+    if loop.workers.is_chief:
+        watchers += watching(loop, settings, dataset, folder)
     listeners = _callback_list(watchers, network, epochs)
     bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch)
     listeners.on_train_begin()
@@ -126,12 +134,13 @@ def fit(
             logs["learning_rate"] = loop.learning_rate()
             progress.epoch, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - started
             progress.history.append(logs)
-            keep_epoch(folder, network, variables, progress)
+            keep_epoch(folder, network, variables, progress, loop.workers)
             bar.end_epoch(epoch, logs)
             listeners.on_epoch_end(epoch, logs)
     finally:
         bar.close()
-    checkpoints.load(folder / "checkpoints" / "best.npz", network.variables)
+    if loop.workers.is_chief:
+        checkpoints.load(folder / "checkpoints" / "best.npz", network.variables)
     listeners.on_train_end()
     return progress
 
@@ -236,12 +245,19 @@ def resumed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claimed_folder(settings: dict[str, Any]) -> Iterator[Path]:
+def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) -> Iterator[Path]:
     """The run's folder, held with a lock for as long as the block runs, so that no second run writes into it.
+
+    With several workers the first one holds it, on a file system that all of them see.
 
     Raises:
         PipelineError: Another run has the name, or is writing there now.
     """
+    if workers.count > 1 and settings["name"] is None:
+        raise PipelineError("Several workers need name=…, so that all of them use one run folder.")
+    if not workers.is_chief:
+        yield Path(settings["resume"] or runs.RUNS / settings["name"])
+        return
     if settings["resume"] is not None:
         folder = Path(settings["resume"])
     else:
@@ -266,7 +282,9 @@ def claimed_folder(settings: dict[str, Any]) -> Iterator[Path]:
             raise runs.disk_error(Path(error.filename or folder), error) from None
 
 
-def keep_settings(folder: Path, settings: dict[str, Any], dataset: Any) -> dict[str, Any]:
+def keep_settings(
+    folder: Path, settings: dict[str, Any], dataset: Any, workers: cluster.Cluster = SINGLE
+) -> dict[str, Any]:
     """Write `config.yaml`, or on resuming check that the data is still what the run began with."""
     from omegaconf import OmegaConf
 
@@ -277,15 +295,24 @@ def keep_settings(folder: Path, settings: dict[str, Any], dataset: Any) -> dict[
     where = settings["dataset"].get("data_dir")
     settings = {**settings, "name": run_name(folder), "data_digest": dataset.digest}
     settings["dataset"] = {**settings["dataset"], "data_dir": str(Path(where).resolve()) if where else None}
-    runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
+    if workers.is_chief:
+        runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     return settings
 
 
-def keep_epoch(folder: Path, network: Any, variables: Sequence[Any], progress: checkpoints.Progress) -> None:
+def keep_epoch(
+    folder: Path,
+    network: Any,
+    variables: Sequence[Any],
+    progress: checkpoints.Progress,
+    workers: cluster.Cluster = SINGLE,
+) -> None:
     """Write the best weights so far, the checkpoint and the history after an epoch; in this order, so that a kill
     between two of them costs nothing."""
     best = max(range(progress.epoch), key=lambda epoch: (progress.history[epoch]["val_accuracy"], epoch)) + 1
     progress.best_epoch = best
+    if not workers.is_chief:
+        return
     if best == progress.epoch:
         checkpoints.save(folder / "checkpoints" / "best.npz", network.variables, progress)
     checkpoints.save_epoch(folder / "checkpoints", variables, progress)
@@ -353,7 +380,7 @@ def run_name(folder: Path) -> str:
 
 
 def how_to_go_on(folder: Path) -> str:
-    return f"Go on with: python -m pipeline.train resume='{os.path.relpath(folder)}'"
+    return f"Go on with: python -m pipeline.train resume={shlex.quote(os.path.relpath(folder))}"
 
 
 def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:
@@ -369,12 +396,14 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     if settings["resume"] is not None and given:
         raise PipelineError(f"resume= goes on with the run's own settings; leave out {', '.join(given)}.")
     run = train(settings)
+    if not (run.path / "metrics.json").is_file():  # the first worker writes it
+        return
     metrics, folder = run.metrics, os.path.relpath(run.path)
     print(
         f"test accuracy {metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s, "
         f"{metrics['train_seconds']:.1f} s of training; the run is in {folder}"
     )
-    print(f"next: python -m export.tflite --run '{folder}'   tensorboard --logdir {LOGS}")
+    print(f"next: python -m export.tflite --run {shlex.quote(folder)}   tensorboard --logdir {LOGS}")
 
 
 def main() -> int:

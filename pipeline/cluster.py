@@ -1,0 +1,88 @@
+"""Several machines train one network: every process holds all of it, and gradients are averaged after each step.
+
+    cluster=slurm          # one task a node, as scripts/slurm.sh starts them
+    cluster=environment    # the variable TF_CONFIG names the workers
+
+TensorFlow's own cluster resolvers find the workers and its collective operations (NCCL or gRPC) add the gradients. A
+training step then is: gradients (compiled by XLA where it is on), one sum over all workers of one flat buffer, update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import PipelineError, device
+
+KINDS = ("none", "slurm", "environment")
+GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a training.
+
+    Attributes:
+        index: This process, from 0; process 0 alone writes the run folder.
+        count: Number of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    def average(self, tensors: Sequence[Any], key: int) -> list[Any]:
+        """The mean of each tensor over all workers, in the tensor's own dtype; every worker must call it alike.
+
+        Args:
+            tensors: Float tensors of any shapes; they travel as one float32 buffer.
+            key: Tells this call from the others in a program.
+        """
+        if self.count == 1:
+            return list(tensors)
+        tf = device.tensorflow()
+        flat = tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
+        total = tf.raw_ops.CollectiveReduceV2(
+            input=flat, group_size=self.count, group_key=GROUP_KEY, instance_key=key, ordering_token=[],
+            merge_op="Add", final_op="Id", communication_hint="auto",
+        )  # fmt: skip
+        sizes = [tensor.shape.num_elements() for tensor in tensors]
+        parts = tf.split(total / self.count, sizes)
+        return [
+            tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)
+        ]
+
+
+def connect(kind: str) -> Cluster:
+    """Join the other workers; returns when all of them are there.
+
+    Must be called before TensorFlow does anything else.
+
+    Raises:
+        PipelineError: An unknown kind, or the environment does not describe a cluster.
+    """
+    if kind not in KINDS:
+        raise PipelineError(f"cluster is {kind!r}; known values: {', '.join(KINDS)}.")
+    if kind == "none":
+        return Cluster()
+    variable = {"slurm": "SLURM_PROCID", "environment": "TF_CONFIG"}[kind]
+    if variable not in os.environ:
+        raise PipelineError(f"cluster={kind} needs the variable {variable}; start it with srun (scripts/slurm.sh).")
+    tf = device.tensorflow()
+    try:
+        if kind == "slurm":
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
+        else:
+            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        workers = resolver.cluster_spec().as_dict()["worker"]
+        # The strategy is not used; making it starts this worker's server and connects it to the others.
+        tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        return Cluster(int(resolver.task_id), len(workers))
+    except (ValueError, KeyError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PipelineError(f"cluster={kind} did not come together ({reason}).", exit_code=1) from None

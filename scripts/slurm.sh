@@ -1,0 +1,15 @@
+#!/bin/bash
+# Train on a cluster with Slurm, one task a node:  sbatch scripts/slurm.sh dataset=cifar10 data_dir=DATA name=big
+# runs/ and the data must be on a file system that all nodes see. Every argument goes to the training command.
+#SBATCH --job-name=gpu-image-pipeline
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-task=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=02:00:00
+#SBATCH --output=slurm-%j.out
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+case " $* " in *" name="* | *" resume="*) ;; *) set -- "$@" "name=slurm-${SLURM_JOB_ID:?start this script with sbatch}" ;; esac
+# Each task logs natively to its own file; the tasks find each other through TensorFlow's Slurm resolver.
+exec srun --kill-on-bad-exit=1 bash -c 'PIPELINE_LOG="logs/slurm-$SLURM_JOB_ID-$SLURM_PROCID.log" exec "${PYTHON:-.venv/bin/python}" -m pipeline.train cluster=slurm "$@"' train "$@"
