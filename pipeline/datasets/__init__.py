@@ -28,7 +28,10 @@ from pipeline.datasets.source import SPLITS, Settings, Source, check, decode
 
 __all__ = ["Dataset", "ImageError", "Rejected", "Split", "decode_image", "fit_image", "load", "names"]
 
-_SOURCES = {name: f"pipeline.datasets.{name}" for name in ("digits", "cifar10", "parquet", "image_folder")}
+_SOURCES = {
+    name: f"pipeline.datasets.{name}"
+    for name in ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder")
+}
 _TEST_SEED = 0  # a test split made here is the same for every seed, so that no run trains on another's test images
 _log = logging.getLogger(__name__)
 
