@@ -296,7 +296,7 @@ def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
     from rich.table import Table
 
     result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left")
-    result.caption = "accuracy on test images, agreement with Keras, latency of one image, images/s at batch 64"
+    result.caption = "accuracy on test images, agreement with Keras, images/s at batch 64"
     result.add_column("artifact", no_wrap=True)
     for column in ("size", "accuracy", "agreement", "latency", "images/s"):
         result.add_column(column, justify="right", no_wrap=True)
