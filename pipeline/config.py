@@ -77,6 +77,9 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             stamp = datetime.datetime.now().strftime("multirun-%Y%m%d-%H%M%S")
             sweep = Path("runs") / _plain_name(names[-1] if names else stamp)
             sys.argv.append(f"hydra.sweep.dir={sweep}")
+            # Hydra's parser wants all overrides in one row.
+            overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+            sys.argv[1:] = ["--multirun", *overrides]
         with _sentences():
             hydra_main()
         if sweep is not None and sweep.is_dir():
