@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,16 @@ from pipeline.augment.pixel import (
     draw,
     gain,
     grain,
+    neighbours,
     normalise,
     normals,
     philox,
     reflect,
     source,
 )
+
+# A batch of few images is no mistake here.
+warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 WARP = 32
@@ -233,10 +238,9 @@ def specialised(
                         x, y = np.int32((first + k) % np.uint32(width)), np.int32((first + k) // np.uint32(width))
                     if rotates:
                         at = source(x, y, shift_x, shift_y, cosine, sine, height, width)
+                        around = neighbours(at[0], at[1], flipped, height, width)
                         for channel in range(channels):
-                            values[k * channels + channel] = bilinear(
-                                pixels, image_start, at[0], at[1], flipped, channel, height, width, channels
-                            )
+                            values[k * channels + channel] = bilinear(pixels, image_start, around, channel, channels)
                     else:
                         column = reflect(np.int32(x - whole_x), width) if translates else x
                         line = reflect(np.int32(y - whole_y), height) if translates else y

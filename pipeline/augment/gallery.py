@@ -38,7 +38,7 @@ def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
 def draws(
     image: Any, policy: str | Mapping[str, Any] | Policy, mean: Any, std: Any, seed: int = 0, count: int = DRAWS
 ) -> np.ndarray:
-    """One image as `count` different draws of a policy make it.
+    """One image, and what `count` different draws of a policy make of it.
 
     Args:
         image: uint8 [H, W, C].
@@ -46,10 +46,11 @@ def draws(
         mean, std: Per channel, in units of pixel / 255.
 
     Returns:
-        uint8 [count, H, W, C] in host memory: the normalisation undone.
+        uint8 [1 + count, H, W, C] in host memory: the image itself, then the draws with the normalisation undone.
     """
-    copies = np.repeat(device.to_numpy(image)[None], count, axis=0)
-    return _pixels(augment.apply(copies, policy, mean, std, seed=seed, epoch=0), mean, std)
+    copies = np.repeat(device.to_numpy(image)[None], 1 + count, axis=0)
+    drawn = augment.apply(copies, policy, mean, std, seed=seed, epoch=0, indices=range(1, 1 + count))
+    return np.concatenate([copies[:1], _pixels(drawn, mean, std)])
 
 
 def policy_grid(

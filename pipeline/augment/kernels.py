@@ -41,6 +41,7 @@ from pipeline.augment.pixel import (
     draw,
     gain,
     grain,
+    neighbours,
     normalise,
     normals,
     philox,
@@ -69,8 +70,9 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
             for y in range(height):
                 for x in range(width):
                     place = source(x, y, drawn[SHIFT_X], drawn[SHIFT_Y], drawn[COSINE], drawn[SINE], height, width)
+                    around = neighbours(place[0], place[1], flipped, height, width)
                     for channel in range(channels):
-                        value = bilinear(image, 0, place[0], place[1], flipped, channel, height, width, channels)
+                        value = bilinear(image, 0, around, channel, channels)
                         out[row, (y * width + x) * channels + channel] = value * factor + offset
         else:
             columns = np.empty(width, np.int64)

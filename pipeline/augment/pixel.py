@@ -168,32 +168,48 @@ def source(x, y, shift_x, shift_y, cosine, sine, height, width):
     return centre_x + cosine * right - sine * down, centre_y + sine * right + cosine * down
 
 
-def bilinear(pixels, start, x, y, flipped, channel, height, width, channels):
-    """Sample one channel between four pixels; outside the image it is mirrored.
+def neighbours(x, y, flipped, height, width):
+    """The four pixels around a place, and how far it is from the first one; outside, the image is mirrored.
 
     Args:
-        pixels: uint8 [≥ start + H·W·C], images with their channels last.
-        start: Where the image begins.
-        x, y: float32, where to sample.
+        x, y: float32.
         flipped: Whether the image counts as mirrored left to right.
 
     Returns:
-        float32 from 0 to 255.
+        The pixels' numbers (top left, top right, bottom left, bottom right), and the distance across and down.
     """
     left, top = np.float32(math.floor(x)), np.float32(math.floor(y))
-    across, along = x - left, y - top
     x_0, x_1 = reflect_far(np.int32(left), width), reflect_far(np.int32(left) + np.int32(1), width)
     y_0, y_1 = reflect_far(np.int32(top), height), reflect_far(np.int32(top) + np.int32(1), height)
     if flipped:
         x_0, x_1 = np.int32(width - 1 - x_0), np.int32(width - 1 - x_1)
-    corner, here = np.uint64(start), np.uint64(channel)
-    top_left = np.float32(pixels[corner + np.uint64((y_0 * width + x_0) * channels) + here])
-    top_right = np.float32(pixels[corner + np.uint64((y_0 * width + x_1) * channels) + here])
-    bottom_left = np.float32(pixels[corner + np.uint64((y_1 * width + x_0) * channels) + here])
-    bottom_right = np.float32(pixels[corner + np.uint64((y_1 * width + x_1) * channels) + here])
-    upper = top_left + across * (top_right - top_left)
-    lower = bottom_left + across * (bottom_right - bottom_left)
-    return upper + along * (lower - upper)
+    upper, lower = np.uint32(y_0 * width), np.uint32(y_1 * width)
+    return (
+        np.uint32(upper + x_0),
+        np.uint32(upper + x_1),
+        np.uint32(lower + x_0),
+        np.uint32(lower + x_1),
+        x - left,
+        y - top,
+    )
+
+
+def bilinear(pixels, start, around, channel, channels):
+    """One channel between four pixels, float32 from 0 to 255.
+
+    Args:
+        pixels: uint8 [≥ start + H·W·C], images with their channels last.
+        start: Where the image begins.
+        around: From `neighbours`.
+    """
+    first = np.uint64(start) + np.uint64(channel)
+    top_left = np.float32(pixels[first + np.uint64(around[0] * channels)])
+    top_right = np.float32(pixels[first + np.uint64(around[1] * channels)])
+    bottom_left = np.float32(pixels[first + np.uint64(around[2] * channels)])
+    bottom_right = np.float32(pixels[first + np.uint64(around[3] * channels)])
+    upper = top_left + around[4] * (top_right - top_left)
+    lower = bottom_left + around[4] * (bottom_right - bottom_left)
+    return upper + around[5] * (lower - upper)
 
 
 def gain(factor):
@@ -247,6 +263,7 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
     reflect,
     reflect_far,
     source,
+    neighbours,
     bilinear,
     gain,
     bias,

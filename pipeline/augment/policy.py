@@ -115,9 +115,18 @@ class Policy:
         return device.to_device(np.array(self.rows, np.float32))
 
 
+@functools.cache
+def _known() -> dict[str, Mapping[str, Any]]:
+    """The policies of the Hydra group by name, the mildest first."""
+    from omegaconf import OmegaConf
+
+    read = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(FOLDER.glob("*.yaml"))}
+    return dict(sorted(read.items(), key=lambda item: len(item[1])))
+
+
 def names() -> list[str]:
-    """The policies that `load_policy` knows by name."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """The policies that `load_policy` knows by name, those of few operations first."""
+    return list(_known())
 
 
 def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
@@ -134,11 +143,9 @@ def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if isinstance(policy, str):
-        if policy not in names():
+        if policy not in _known():
             raise PipelineError(f"There is no augmentation policy {policy!r}; known ones: {', '.join(names())}.")
-        from omegaconf import OmegaConf
-
-        policy = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{policy}.yaml"))
+        policy = _known()[policy]
     if not isinstance(policy, Mapping):
         raise PipelineError(f"An augmentation policy is a name or a mapping of operations, got {policy!r}.")
     given = dict(policy)
