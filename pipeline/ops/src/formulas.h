@@ -98,19 +98,21 @@ struct Gelu<false> {
 
 template <>
 struct Gelu<true> {
-  // 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3).
+  // 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3). At x^2 = 256 it is 0 or 1 in
+  // every bit; x^2 stays bounded there, because an infinite one would become NaN in the slope.
+  static PIPELINE_INLINE float square(float x) { return x * x < 256.0f ? x * x : 256.0f; }
+
   static PIPELINE_INLINE float cdf(float x) {
     constexpr float kLinear = -2.30220818f;  // -2 sqrt(2 / pi) / ln(2)
-    return reciprocal(1.0f + exp2_of(x * (kLinear + kLinear * 0.044715f * x * x)));
+    return reciprocal(1.0f + exp2_of(x * (kLinear + kLinear * 0.044715f * square(x))));
   }
 
   static PIPELINE_INLINE float value(float x) { return x * cdf(x); }
 
   static PIPELINE_INLINE float slope(float x) {
-    const float bounded = x < -16.0f ? -16.0f : (x > 16.0f ? 16.0f : x);  // beyond, x^2 overflows and 0 * inf is NaN
-    const float at = cdf(bounded);
     constexpr float kLinear = 1.59576912f;  // 2 sqrt(2 / pi)
-    return at + bounded * at * (1.0f - at) * (kLinear + kLinear * 3.0f * 0.044715f * bounded * bounded);
+    const float at = cdf(x);
+    return at + x * at * (1.0f - at) * (kLinear + kLinear * 3.0f * 0.044715f * square(x));
   }
 };
 

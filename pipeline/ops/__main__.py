@@ -1,0 +1,69 @@
+"""Build the custom operations, check them against TensorFlow's own, and time them: ``python -m pipeline.ops``"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+from pipeline import PipelineError, cli, device, ops
+from pipeline.ops import checks, timing
+
+
+def main() -> int:
+    on_gpu = device.has_gpu()
+    parser = argparse.ArgumentParser(prog="python -m pipeline.ops", description=__doc__)
+    parser.add_argument(
+        "--rows", type=int, default=65536 if on_gpu else 2048, help="of 1024 columns (%(default)s here)"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=ops.DTYPES, default=list(ops.DTYPES))
+    parser.add_argument("--no-timing", action="store_true", help="only build and check")
+    arguments = parser.parse_args()
+    if arguments.rows < 1:
+        raise PipelineError(f"--rows must be at least 1, got {arguments.rows}.")
+
+    started = time.perf_counter()
+    path = ops.build()
+    print(f"built: {path} ({time.perf_counter() - started:.1f} s)")
+    if not ops.available():
+        raise PipelineError("The custom operations were built, but do not run here; the warning above says why.", 1)
+    results = checks.run()
+    for check in results:
+        mark = "ok" if check.passed else "WRONG"
+        print(f"{mark:<6} {check.name:<46} {check.difference:.1e} (at most {check.allowed:.0e})")
+    wrong = [check.name for check in results if not check.passed]
+    if wrong:
+        raise PipelineError(f"{len(wrong)} of {len(results)} checks failed: {', '.join(wrong)}.", 1)
+    if arguments.no_timing:
+        return 0
+
+    from benchmarks import results as benchmark_results
+
+    shape = (arguments.rows, 1024)
+    print(f"\nmicroseconds for {shape[0]} × {shape[1]} = {shape[0] * shape[1] / 2**20:g} Mi elements")
+    rows = [row for dtype in arguments.dtypes for row in timing.measure(shape, dtype)]
+    print(timing.table(rows))
+    bandwidth = statistics_of_copy(rows)
+    print(f"\ncopy: {bandwidth / 1e12:.2f} TB/s; 'of copy' is what our operation reaches of it")
+    figures = {
+        "command": "python -m pipeline.ops",
+        "shape": list(shape),
+        "copy_bytes_per_second": bandwidth,
+        "checks": [dataclasses.asdict(check) for check in results],
+        "operations": [
+            {**dataclasses.asdict(row), "fraction_of_copy": row.fraction_of_copy, "verdict": row.verdict}
+            for row in rows
+        ],
+    }
+    device_name = "gpu" if on_gpu else "cpu"
+    print(f"written to {benchmark_results.save('ops-' + device_name, figures)}")
+    return 0
+
+
+def statistics_of_copy(rows: list[timing.Row]) -> float:
+    """Bytes a second of the fastest copy measured."""
+    return max(row.bytes / row.floor for row in rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
