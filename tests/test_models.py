@@ -59,12 +59,12 @@ def test_every_network_is_tried_here():
 def test_a_step_forward_and_backward(name, precision):
     keras.utils.set_random_seed(0)
     network = models.build(name, (8, 8, 3), 5, **SMALL[name])
-    images = random_images(10, (8, 8, 3)).astype("float32" if precision == "float32" else "float16")
-    labels = np.arange(10) % 5
+    images = random_images(5, (8, 8, 3)).astype("float32" if precision == "float32" else "float16")
+    labels = np.arange(5)
     with tf.GradientTape() as tape:
         logits = network(images, training=True)
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-    assert logits.shape == (10, 5) and logits.dtype == tf.float32
+    assert logits.shape == (5, 5) and logits.dtype == tf.float32
     compute = precision.removeprefix("mixed_")
     assert {layer.compute_dtype for layer in network.layers if layer.trainable_weights} == {compute, "float32"}
     assert network.layers[-2].output.dtype == compute
@@ -76,7 +76,7 @@ def test_a_step_forward_and_backward(name, precision):
     assert np.abs(gradient.numpy()).max() > 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["cnn", "fashion_mlp", "vit_lite"])
 def test_a_few_steps_learn_a_batch_by_heart(name):
     keras.utils.set_random_seed(0)
     options = {key: value for key, value in SMALL[name].items() if "dropout" not in key and "stochastic" not in key}

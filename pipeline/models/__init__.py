@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import PipelineError, device
 
 NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "resnet18", "fashion_mlp", "vit_lite")}
-LAYERS = ["pipeline.models.layers"]  # importing one registers its layers for loading
+LAYERS = ["pipeline.models.layers", "pipeline.ops.layers"]  # importing one registers its layers for loading
 
 
 def names() -> list[str]:
