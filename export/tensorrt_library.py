@@ -47,12 +47,15 @@ def require(artifact: Path | None = None) -> tuple[int, int, int]:
                 f"The engines of {artifact} were built for a GPU of compute capability {built_for}, and this one has "
                 f"{device.compute_capability()}; make them again here: python -m export.tftrt"
             )
-    device.tensorflow()
+    version = load()  # first: TensorFlow looks for the library when it is asked whether it has TensorRT
+    tf = device.tensorflow()
     from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as tf2tensorrt
 
     if not tf2tensorrt.is_tensorrt_enabled():
-        raise PipelineError(f"This TensorFlow was built without TensorRT (2.17 is the last one with it); {INSTEAD}.")
-    return load()
+        raise PipelineError(
+            f"TensorFlow {tf.__version__} was built without TensorRT {VERSION} (2.17 is the last with it); {INSTEAD}."
+        )
+    return version
 
 
 @functools.cache
@@ -62,17 +65,18 @@ def load() -> tuple[int, int, int]:
     Raises:
         PipelineError: It is not installed, or does not load.
     """
-    try:
-        library = ctypes.CDLL(f"libnvinfer.so.{VERSION}")
-    except OSError:
-        folder = find()
+    for name in LIBRARIES:
+        wanted = f"{name}.so.{VERSION}"
         try:
-            _preload(folder)
-            for name in LIBRARIES:
-                load_as(f"{name}.so.{VERSION}", folder / f"{name}.so.8")
-            library = ctypes.CDLL(f"libnvinfer.so.{VERSION}")
-        except OSError as error:
-            raise PipelineError(f"TensorRT in {folder} does not load ({error}); {INSTEAD}.") from None
+            ctypes.CDLL(wanted, mode=ctypes.RTLD_GLOBAL)
+        except OSError:  # not on the loader's path
+            folder = find()
+            try:
+                _preload(folder)
+                load_as(wanted, folder / f"{name}.so.8")
+            except OSError as error:
+                raise PipelineError(f"TensorRT in {folder} does not load ({error}); {INSTEAD}.") from None
+    library = ctypes.CDLL(f"{LIBRARIES[0]}.so.{VERSION}")
     number = library.getInferLibVersion()
     return number // 1000, number // 100 % 10, number % 100
 

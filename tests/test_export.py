@@ -3,7 +3,10 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import types
@@ -16,6 +19,7 @@ import pytest
 from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
 from pipeline import PipelineError, device, runs
+from tests.conftest import REPOSITORY
 from tests.small_run import digits, write_run
 
 pytest_plugins = ["tests.export_fixtures"]
@@ -284,6 +288,29 @@ def test_library_answers_to_another_name():
     library = ctypes.CDLL(wanted)
     library.cos.restype, library.cos.argtypes = ctypes.c_double, [ctypes.c_double]
     assert library.cos(0.0) == 1.0
+
+
+def test_tensorflow_finds_a_library_under_its_other_name():
+    """TensorFlow, imported already, opens the two libraries by their full names and by no path."""
+    program = """
+from pathlib import Path
+from export import tensorrt_library
+from pipeline import device
+device.tensorflow()
+from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as tf2tensorrt
+print(tf2tensorrt.is_tensorrt_enabled())
+words = Path("/proc/self/maps").read_text().split()
+library = next(Path(word) for word in words if Path(word).name.startswith(("libm.so", "libm-")))
+for name in tensorrt_library.LIBRARIES:
+    tensorrt_library.load_as(f"{name}.so.{tensorrt_library.VERSION}", library)
+print(tf2tensorrt.is_tensorrt_enabled())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    before, after = done.stdout.split()
+    if before == "True":
+        pytest.skip("TensorRT is on the loader's path here")
+    assert after == "True"
 
 
 def test_loading_a_library_that_is_none_is_an_error(tmp_path):
