@@ -347,10 +347,11 @@ def launch(
     if not SIMULATED:
         import cupy
 
-        # CuPy's null stream and Numba's default one are the same legacy stream, 0; without `sync=False` Numba would
-        # wait for the stream of every array.
+        # Without `sync=False` Numba would wait for the stream of every array. CuPy's null stream and Numba's default
+        # one are the same legacy stream, 0.
         arrays = [cuda.as_cuda_array(array, sync=False) for array in arrays]
-        stream = cuda.external_stream(cupy.cuda.get_current_stream().ptr)
+        pointer = cupy.cuda.get_current_stream().ptr
+        stream = cuda.external_stream(pointer) if pointer else 0
     flat, flat_words, indices, settings, target = arrays
     scale, shift = (tuple(np.float32(value) for value in values) for values in (scale, shift))
     kernel[-(-rows // images_a_block), block, stream, shared_bytes](
