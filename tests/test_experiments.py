@@ -1,85 +1,101 @@
-"""Several runs at once, their comparison, and the optional tracker."""
+"""The presets: each composes into what its reference system is, and digits are learned in a minute."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+import gzip
+import struct
+import time
 
+import numpy as np
 import pytest
 
-from pipeline import PipelineError, compare, config, runs, tracking, train
+from pipeline import augment, config, datasets, models, optimizers, train
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SMALL = ["epochs=1", "batch_size=64", "model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+SHAPES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "tiny_imagenet": (64, 64, 3)}
+PRESETS = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.train", *SMALL, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+def changed_operations(policy: str) -> set[str]:
+    """The operations that change any of 64 random images, found by their effect where they can be told apart."""
+    images = np.full((64, 8, 8, 3), 128, np.uint8)
+    images[:, :, :4] = 64  # the left half is darker, so that a flip or a shift shows
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    result = np.asarray(augment.apply(images, augment.load_policy(policy), mean, std, seed=1, epoch=0)) * 255
+    found = set()
+    if ((result < 0.5) | (result > 254.5)).any():
+        found.add("salt_and_pepper")
+    left, right = np.median(result[:, :, :4], axis=(1, 2, 3)), np.median(result[:, :, 4:], axis=(1, 2, 3))
+    if (left > right).any():
+        found.add("flip")
+    if (np.abs(left - 64) > 2).any():
+        found.add("brightness")
+    return found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_composes_and_its_parts_accept_it(name):
+    settings = config.compose([f"experiment={name}", "data_dir=somewhere"])
+    dataset, model = settings["dataset"], dict(settings["model"])
+    assert dataset["name"] in datasets.names() and dataset["data_dir"] == "somewhere"
+    network = models.build(model.pop("name"), SHAPES[dataset["name"]], 10, **model)
+    assert network.output_shape == (None, 10)
+    augment.load_policy(settings["augment"])
+    optimizer = optimizers.build(
+        settings["optimizer"], schedule=settings["schedule"], warmup=settings["warmup"], total_steps=100
     )
+    assert float(optimizer.learning_rate) > 0
 
 
-def test_multirun_makes_a_run_folder_for_each_combination_and_compares_them():
-    answer = command("--multirun", "name=sweep", "augment=none,light", "seed=1,2")
-    assert answer.returncode == 0, answer.stderr
-    jobs = {run.path.name for run in runs.below(Path("runs/sweep"))}
-    assert len(jobs) == 4
-    assert all(("augment=none" in job) != ("augment=light" in job) for job in jobs)
-    assert Path("runs/latest").resolve().parent == Path("runs/sweep").resolve()
-    frame = compare.table(Path("runs/sweep"))
-    assert sorted(frame["augment"]) == ["light", "light", "none", "none"]
-    assert list(frame["test_accuracy"]) == sorted(frame["test_accuracy"], reverse=True)
-    assert (
-        frame["test_accuracy"] == [runs.find(f"sweep/{job}").metrics["test_accuracy"] for job in frame["run"]]
-    ).all()
-    assert Path("runs/sweep/comparison.png").stat().st_size > 5000
-    assert Path("runs/sweep/comparison.csv").read_text().count("\n") == 5
+def test_the_command_line_goes_before_a_preset():
+    settings = config.compose(["experiment=fashion_vit", "epochs=3", "model.depth=2", "augment=none"])
+    assert (settings["epochs"], settings["model"]["depth"], settings["augment"]["name"]) == (3, 2, "none")
 
 
-def test_failing_job_of_a_multirun_does_not_stop_the_others():
-    answer = command("--multirun", "name=mixed", "seed=1", "model.stages=[[8]],[[8],[8],[8],[8],[8],[8],[8]]")
-    assert answer.returncode == 1
-    assert "needs images of at least 64×64" in answer.stderr
-    assert len(runs.below(Path("runs/mixed"))) == 1
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hybrid_resnet18", ("cifar10", "resnet18", 1, 128, "one_cycle")),
+        ("highperf_cnn", ("cifar10", "cnn", 5, 128, "one_cycle")),
+        ("fashion_leaky_relu", ("fashion_mnist", "fashion_mlp", 10, 128, "constant")),
+        ("fashion_vit", ("fashion_mnist", "vit_lite", 20, 128, "cosine")),
+        ("tiny_imagenet_vit", ("tiny_imagenet", "vit_lite", 30, 256, "cosine")),
+    ],
+)
+def test_the_presets_are_the_reference_systems(name, expected):
+    settings = config.compose([f"experiment={name}"])
+    parts = (settings["dataset"]["name"], settings["model"]["name"])
+    assert (*parts, *(settings[key] for key in ("epochs", "batch_size", "schedule"))) == expected
 
 
-def test_comparison_of_nothing_is_one_sentence():
-    with pytest.raises(PipelineError, match="no folder runs"):
-        compare.table(Path("runs"))
-    Path("runs").mkdir()
-    with pytest.raises(PipelineError, match="no finished run in runs"):
-        compare.table(Path("runs"))
+def test_the_hybrid_policy_is_brightness_with_salt_and_pepper():
+    assert changed_operations("hybrid") == {"brightness", "salt_and_pepper"}
 
 
-def test_unknown_tracker_and_missing_package_or_key_are_said_before_training(monkeypatch):
-    with pytest.raises(PipelineError, match="'mlflow'; known values: none, wandb"):
-        tracking.check_tracker("mlflow")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PipelineError, match=r"pip install -r requirements-extras.txt"):
-        tracking.check_tracker("wandb")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    monkeypatch.delenv("NETRC", raising=False)
-    with pytest.raises(PipelineError, match="has no key; run: wandb login"):
-        train.train(config.compose([*SMALL, "tracker=wandb", "name=keyless"]))
-    assert not Path("runs/keyless").exists()
+def test_fashion_leaky_relu_trains_on_idx_files(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 200), ("t10k", 50)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = generator.integers(0, 60, (count, 28, 28), np.uint8)
+        images[np.arange(count), 2 * labels] = 255  # one bright line, whose height is the class
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+    monkeypatch.chdir(tmp_path)
+    run = train.train(config.compose(["experiment=fashion_leaky_relu", f"data_dir={tmp_path}", "batch_size=10"]))
+    assert run.metrics["test_accuracy"] > 0.9
+    assert run.card.class_names[9] == "Ankle boot" and run.card.parameters == 109_386
 
 
-def test_wandb_keeps_an_offline_run():
-    pytest.importorskip("wandb", reason="the optional package wandb (requirements-extras.txt) is not installed")
-    answer = command("tracker=wandb", "name=tracked", WANDB_MODE="offline")
-    assert answer.returncode == 0, answer.stderr
-    (record,) = Path("runs/tracked/wandb").glob("offline-run-*/*.wandb")
-    assert b"val_accuracy" in record.read_bytes()
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=fashion_mlp", "epochs=8"],
+        ["model=vit_lite", "model.patch=8", "model.depth=2", "model.width=48", "model.heads=3", "epochs=12"],
+    ],
+    ids=["fashion_mlp", "vit_lite"],
+)
+def test_digits_are_learned_within_a_minute(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    recipe = ["augment=none", "optimizer=adam", "optimizer.learning_rate=3e-3", "schedule=cosine", "batch_size=32"]
+    started = time.perf_counter()
+    run = train.train(config.compose([*recipe, *options]))
+    assert run.metrics["test_accuracy"] >= 0.95
+    assert time.perf_counter() - started < 60
