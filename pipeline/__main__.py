@@ -171,7 +171,7 @@ def _held(folder: Path, executed_folder: Path) -> Iterator[None]:
     with (executed_folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise PipelineError(f"Another process is running notebooks into {folder}; choose another --name.") from None
         yield
 

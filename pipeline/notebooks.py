@@ -144,6 +144,8 @@ def private_kernels() -> Iterator[None]:
             JUPYTER_PATH=jupyter_path,
             JUPYTER_RUNTIME_DIR=str(Path(temporary, "runtime")),
             IPYTHONDIR=str(Path(temporary, "ipython")),
+            # tqdm asks for the widgets package, whose bars no report could show.
+            PYTHONWARNINGS=",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
             PYDEVD_DISABLE_FILE_VALIDATION="1",  # the debugger's remark about frozen modules, once for every kernel
         ):
             yield

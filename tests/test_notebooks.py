@@ -1,0 +1,51 @@
+"""The five committed notebooks, from start to end, as `make run` runs them; fewer epochs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ["01_data", "02_augment", "03_train", "04_export", "05_infer"]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with the repository's code and notebooks, and runs and logs of its own; and what the run printed."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name in ("pipeline", "export", "notebooks"):
+        (folder / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "pipeline", "--name", "book", "-p", "epochs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PIPELINE_LOG": str(folder / "tensorflow.log")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_run_is_whole_and_the_latest(workshop):
+    folder, done = workshop
+    run = folder / "runs" / "book"
+    assert (folder / "runs" / "latest").resolve() == run
+    for name in ("model.keras", "metrics.json", "model_card.json", "config.yaml", "report.html", "export/export.json"):
+        assert (run / name).is_file(), name
+    ending = "Executed notebooks: runs/book/notebooks · report: runs/book/report.html · artifacts: runs/book/export"
+    assert done.stdout.splitlines()[-1] == ending
+    recorded = json.loads((run / "export" / "export.json").read_text())
+    assert "model_int8.tflite" in recorded
+    assert "model_int8.tflite" in done.stdout
+    assert done.stderr == "", "the terminal stays free of noise"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_cell_ran_and_every_chapter_has_a_picture(workshop, name):
+    executed = nbformat.read(workshop[0] / "runs" / "book" / "notebooks" / f"{name}.ipynb", 4)
+    code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    noise = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not [text for text in noise if "Warning" in text or "Traceback" in text]
