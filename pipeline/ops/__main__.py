@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 
 from pipeline import PipelineError, cli, device, ops
@@ -37,16 +38,15 @@ def main() -> int:
     if arguments.no_timing:
         return 0
 
-    from benchmarks import results as benchmark_results
+    from benchmarks import results as kept
 
     shape = (arguments.rows, 1024)
     print(f"\nmicroseconds for {shape[0]} × {shape[1]} = {shape[0] * shape[1] / 2**20:g} Mi elements")
     rows = [row for dtype in arguments.dtypes for row in timing.measure(shape, dtype)]
     print(timing.table(rows))
-    bandwidth = statistics_of_copy(rows)
-    print(f"\ncopy: {bandwidth / 1e12:.2f} TB/s; 'of copy' is what our operation reaches of it")
+    bandwidth = max(row.bytes / row.floor for row in rows)
+    print(f"\na copy moves {bandwidth / 1e12:.2f} TB/s; 'of copy' is how much of that our operation reaches")
     figures = {
-        "command": "python -m pipeline.ops",
         "shape": list(shape),
         "copy_bytes_per_second": bandwidth,
         "checks": [dataclasses.asdict(check) for check in results],
@@ -55,14 +55,9 @@ def main() -> int:
             for row in rows
         ],
     }
-    device_name = "gpu" if on_gpu else "cpu"
-    print(f"written to {benchmark_results.save('ops-' + device_name, figures)}")
+    command = " ".join(["python -m pipeline.ops", *sys.argv[1:]])
+    print(f"written to {kept.save('ops', figures, command)}")
     return 0
-
-
-def statistics_of_copy(rows: list[timing.Row]) -> float:
-    """Bytes a second of the fastest copy measured."""
-    return max(row.bytes / row.floor for row in rows)
 
 
 if __name__ == "__main__":

@@ -98,21 +98,26 @@ struct Gelu<false> {
 
 template <>
 struct Gelu<true> {
-  // 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3). At x^2 = 256 it is 0 or 1 in
-  // every bit; x^2 stays bounded there, because an infinite one would become NaN in the slope.
-  static PIPELINE_INLINE float square(float x) { return x * x < 256.0f ? x * x : 256.0f; }
+  // P(X <= x) = 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3). From |x| on both
+  // sides, so that the exponential is at most 1 and nothing cancels.
+  struct Normal {
+    float cdf, product;  // product = P(X <= x) * P(X > x)
+  };
 
-  static PIPELINE_INLINE float cdf(float x) {
+  static PIPELINE_INLINE Normal normal(float x) {
     constexpr float kLinear = -2.30220818f;  // -2 sqrt(2 / pi) / ln(2)
-    return reciprocal(1.0f + exp2_of(x * (kLinear + kLinear * 0.044715f * square(x))));
+    const float exponential = exp2_of((x < 0.0f ? -x : x) * (kLinear + kLinear * 0.044715f * x * x));
+    const float larger = reciprocal(1.0f + exponential), smaller = exponential * larger;
+    return {x < 0.0f ? smaller : larger, smaller * larger};
   }
 
-  static PIPELINE_INLINE float value(float x) { return x * cdf(x); }
+  static PIPELINE_INLINE float value(float x) { return x * normal(x).cdf; }
 
   static PIPELINE_INLINE float slope(float x) {
-    constexpr float kLinear = 1.59576912f;  // 2 sqrt(2 / pi)
-    const float at = cdf(x);
-    return at + x * at * (1.0f - at) * (kLinear + kLinear * 3.0f * 0.044715f * square(x));
+    constexpr float kLinear = 1.59576912f;               // 2 sqrt(2 / pi)
+    const float square = x * x < 256.0f ? x * x : 256.0f;  // the product is 0 there, and 0 * infinity would be NaN
+    const Normal at = normal(x);
+    return at.cdf + x * at.product * (kLinear + kLinear * 3.0f * 0.044715f * square);
   }
 };
 

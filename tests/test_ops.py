@@ -1,0 +1,595 @@
+"""Custom operations: their numbers, gradients and shapes, how they are built, and the layers around them."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import special
+
+from pipeline import PipelineError, device, ops
+from pipeline.ops import building, checks, timing
+from tests.conftest import REPOSITORY
+
+tf = device.tensorflow()
+DTYPES = ("float32", "float16", "bfloat16")
+# A unit in the last place at 1 of each type; float32 with room for the sums of a few roundings.
+PRECISION = {"float32": 5e-7, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The operations, compiled once for all tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.available()
+
+
+def gelu(x, approximate):
+    """GELU and its derivative in float64, from SciPy."""
+    x = np.asarray(x, np.float64)
+    if approximate:
+        inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+        slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+        return 0.5 * x * (1 + np.tanh(inner)), 0.5 * (1 + np.tanh(inner)) + 0.5 * x * slope / np.cosh(inner) ** 2
+    return x * special.ndtr(x), special.ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+
+
+def tensor(values, dtype):
+    return tf.cast(np.asarray(values, np.float32), dtype)
+
+
+def exact(tensor):
+    return tensor.numpy().astype(np.float64)
+
+
+def with_gradients(function, inputs, gradient):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        result = function(*inputs)
+    return result, tape.gradient(result, inputs, gradient)
+
+
+@pytest.mark.parametrize("operations", ["custom", "tensorflow"])
+def test_worked_example(built, operations):
+    result = ops.leaky_relu([[-1.0, 0.0, 1.0], [2.0, -2.0, 0.5]], 0.01, operations=operations)
+    assert np.allclose(result, [[-0.01, 0.0, 1.0], [2.0, -0.02, 0.5]], atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha", [0.01, 0.0, -0.5, 2.0])
+@pytest.mark.parametrize("operations", ["custom", "tensorflow"])
+def test_leaky_relu_values_and_gradient(built, dtype, alpha, operations):
+    generator = np.random.default_rng(1)
+    x = tensor(generator.normal(size=(7, 301)), dtype)
+    gradient = tensor(generator.normal(size=(7, 301)), dtype)
+    result, (along,) = with_gradients(lambda x: ops.leaky_relu(x, alpha, operations=operations), [x], gradient)
+    slope = np.where(exact(x) > 0, 1.0, alpha)
+    assert result.dtype == along.dtype == x.dtype
+    assert np.allclose(exact(result), exact(x) * slope, rtol=PRECISION[dtype], atol=1e-7)
+    assert np.allclose(exact(along), exact(gradient) * slope, rtol=PRECISION[dtype], atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("operations", ["custom", "tensorflow"])
+def test_bias_gelu_values_and_gradients(built, dtype, approximate, operations):
+    generator = np.random.default_rng(2)
+    x = tensor(3 * generator.normal(size=(5, 61, 37)), dtype)
+    bias = tensor(generator.normal(size=37), dtype)
+    gradient = tensor(generator.normal(size=x.shape), dtype)
+    result, (along_x, along_bias) = with_gradients(
+        lambda x, bias: ops.bias_gelu(x, bias, approximate=approximate, operations=operations), [x, bias], gradient
+    )
+    value, slope = gelu(exact(x) + exact(bias), approximate)
+    assert result.dtype == along_x.dtype == along_bias.dtype == x.dtype
+    assert np.allclose(exact(result), value, rtol=PRECISION[dtype], atol=2e-6)
+    allowed = 6e-6 if operations == "custom" else 5e-5  # TensorFlow subtracts tanh² from 1, which costs digits
+    assert np.allclose(exact(along_x), exact(gradient) * slope, rtol=PRECISION[dtype], atol=allowed)
+    expected = (exact(gradient) * slope).sum(axis=(0, 1))
+    assert np.allclose(exact(along_bias), expected, rtol=PRECISION[dtype], atol=10 * allowed)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_bias_gelu_is_accurate_over_the_whole_range(built, approximate):
+    x = np.linspace(-12, 12, 200_001, dtype=np.float32)
+    value, slope = gelu(x, approximate)
+    zero = tf.zeros(1)
+    result, (along, _) = with_gradients(
+        lambda x, bias: ops.bias_gelu(x, bias, approximate=approximate, operations="custom"),
+        [tf.constant(x[:, None]), zero],
+        tf.ones([len(x), 1]),
+    )
+    assert np.abs(result.numpy()[:, 0] - value).max() < 1e-6
+    assert np.abs(along.numpy()[:, 0] - slope).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_values(built, dtype):
+    largest = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}[dtype]
+    x = tensor([np.nan, np.inf, largest, 0.0, -0.0, -largest], dtype)
+    expected = [np.nan, np.inf, float(x[2]), 0.0, 0.0, 0.0]
+    for approximate in (False, True):
+        result, (along, _) = with_gradients(
+            lambda x, bias, form=approximate: ops.bias_gelu(x, bias, approximate=form, operations="custom"),
+            [x, tf.zeros(6, x.dtype)],
+            tf.ones(6, x.dtype),
+        )
+        assert np.array_equal(exact(result), expected, equal_nan=True)
+        assert np.array_equal(exact(along)[[0, 2, 3, 4, 5]], [np.nan, 1.0, 0.5, 0.5, 0.0], equal_nan=True)
+    leaky = exact(ops.leaky_relu(tensor([np.nan, np.inf, -np.inf], dtype), 0.5, operations="custom"))
+    assert np.array_equal(leaky, [np.nan, np.inf, -np.inf], equal_nan=True)
+
+
+def bit_patterns(dtype):
+    """Every value of a 16-bit type, but for bfloat16's subnormals, which TensorFlow's threads flush to 0."""
+    values = tf.bitcast(np.arange(2**16, dtype=np.uint16), dtype)
+    single = tf.cast(values, tf.float32).numpy()
+    return tf.boolean_mask(values, ~((np.abs(single) < 2.0**-120) & (single != 0)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_conversions_lose_nothing(built, dtype):
+    """The identity (alpha = 1) over all values, float16's subnormals, infinities and NaN included."""
+    x = bit_patterns(dtype)
+    assert x.shape[0] > 60_000 and np.isnan(x.numpy().astype(np.float32)).any()
+    result = ops.leaky_relu(x, 1.0, operations="custom")
+    assert np.array_equal(result.numpy().astype(np.float32), x.numpy().astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_is_to_nearest_even(built, dtype):
+    """A fraction of every value, as NumPy rounds it."""
+    x = bit_patterns(dtype)
+    x = -tf.abs(tf.boolean_mask(x, tf.math.is_finite(x)))
+    result = ops.leaky_relu(x, 0.3, operations="custom").numpy()
+    expected = (x.numpy().astype(np.float32) * np.float32(0.3)).astype(result.dtype)
+    assert np.array_equal(result.astype(np.float32), expected.astype(np.float32))
+
+
+def test_agrees_with_tensorflow_in_every_shape(built):
+    results = checks.run()
+    assert len(results) == 28
+    assert [check.name for check in results if not check.passed] == []
+
+
+def test_a_wrong_result_fails_the_check(built, monkeypatch):
+    right = ops.bias_gelu
+    monkeypatch.setattr(ops, "bias_gelu", lambda x, b, **options: right(x, b, **options) * tf.cast(1.01, x.dtype))
+    failed = [check.name for check in checks.against_tensorflow("float32") if not check.passed]
+    assert "bias_gelu float32, values" in failed and "leaky_relu float32, values" not in failed
+    monkeypatch.setattr(ops, "bias_gelu", lambda x, b, **options: right(x, b, **options) * np.nan)
+    failed = [check.name for check in checks.against_tensorflow("float32") if not check.passed]
+    assert "bias_gelu float32, values" in failed
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0), (2, 0, 4)])
+def test_empty_tensors(built, shape):
+    x, bias = tf.zeros(shape), tf.zeros(shape[-1])
+    result, (along_x, along_bias) = with_gradients(
+        lambda x, bias: ops.bias_gelu(x, bias, operations="custom"), [x, bias], x
+    )
+    assert result.shape == along_x.shape == shape
+    assert np.array_equal(along_bias, np.zeros(shape[-1]))
+    result, (along,) = with_gradients(lambda x: ops.leaky_relu(x, operations="custom"), [x], x)
+    assert result.shape == along.shape == shape
+
+
+def test_a_scalar_has_a_leaky_relu(built):
+    assert ops.leaky_relu(-2.0, 0.25, operations="custom").numpy() == -0.5
+
+
+@pytest.mark.parametrize("shape", [(200_000, 3), (70_001, 1), (17, 9000)])
+def test_the_bias_gradient_is_exact_over_many_rows(built, shape):
+    generator = np.random.default_rng(3)
+    x, gradient = (generator.normal(size=shape).astype(np.float32) for _ in range(2))
+    gradient += 1.0  # so that the sums grow
+    bias = tf.zeros(shape[1])
+    _, (_, along_bias) = with_gradients(
+        lambda x, bias: ops.bias_gelu(x, bias, operations="custom"), [tf.constant(x), bias], tf.constant(gradient)
+    )
+    expected = (gradient.astype(np.float64) * gelu(x, False)[1]).sum(axis=0)
+    assert np.abs(along_bias - expected).max() < 3e-7 * np.abs(expected).max()
+
+
+def test_the_bias_gradient_does_not_depend_on_the_number_of_threads(built, tmp_path):
+    program = """
+import sys, numpy as np
+from pipeline import device, ops
+tf = device.tensorflow()
+tf.config.threading.set_intra_op_parallelism_threads(1)
+generator = np.random.default_rng(0)
+x = tf.constant(generator.normal(size=(5000, 100)).astype(np.float32))
+gradients = ops._library().pipeline_bias_gelu_grad(x, x, x[0], approximate=False)
+np.save(sys.argv[1], gradients[1].numpy())
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "one.npy")]
+    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True, timeout=300)
+    one = np.load(tmp_path / "one.npy")
+    x = tf.constant(np.random.default_rng(0).normal(size=(5000, 100)).astype(np.float32))
+    here = ops._library().pipeline_bias_gelu_grad(x, x, x[0], approximate=False)[1]
+    assert one.any() and np.array_equal(one, here)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_second_derivatives(built, approximate):
+    """As a gradient penalty needs them: differences of the first gradient against the registered second."""
+    generator = np.random.default_rng(4)
+    x, bias, weights = (tf.constant(generator.normal(size=size).astype(np.float32)) for size in ((3, 5), (5,), (3, 5)))
+
+    def first(x, bias):
+        with tf.GradientTape() as tape:
+            tape.watch([x, bias])
+            total = tf.reduce_sum(weights * ops.bias_gelu(x, bias, approximate=approximate, operations="custom"))
+        along_x, along_bias = tape.gradient(total, [x, bias])
+        return tf.reduce_sum(along_x * weights) + tf.reduce_sum(along_bias * bias)
+
+    theoretical, numerical = tf.test.compute_gradient(first, [x, bias], delta=2**-6)
+    for a, b in zip(theoretical, numerical, strict=True):
+        assert np.abs(a).max() > 0.1 and np.allclose(a, b, atol=3e-3)
+
+
+def test_graphs_know_the_shapes(built):
+    library = ops._library()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None]), tf.TensorSpec([8])])
+    def graph(x, bias):
+        result = ops.bias_gelu(x, bias, operations="custom")
+        assert result.shape.as_list() == [None, None, 8]
+        along_x, along_bias = library.pipeline_bias_gelu_grad(result, x, bias, approximate=True)
+        assert along_x.shape.as_list() == [None, None, 8] and along_bias.shape.as_list() == [8]
+        assert ops.leaky_relu(result, operations="custom").shape.as_list() == [None, None, 8]
+        return result
+
+    assert graph(tf.zeros([2, 3, 8]), tf.zeros(8)).shape == (2, 3, 8)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (4,)), ((2, 3), (2, 3)), ((), (1,)), ((2, 3), ())])
+def test_shapes_that_do_not_fit_are_one_sentence(built, shapes):
+    for operations in ("custom", "tensorflow"):
+        with pytest.raises(PipelineError, match=r"bias_gelu takes features \[\.\.\., D\] and a bias \[D\]"):
+            ops.bias_gelu(tf.zeros(shapes[0]), tf.zeros(shapes[1]), operations=operations)
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"bias|gradients|rank"):
+        ops._library().pipeline_bias_gelu(tf.zeros(shapes[0]), tf.zeros(shapes[1]), approximate=False)
+
+
+def test_gradients_of_another_shape_are_refused(built):
+    library = ops._library()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one shape"):
+        library.pipeline_leaky_relu_grad(tf.zeros([2, 3]), tf.zeros([3, 2]), alpha=0.1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one shape"):
+        library.pipeline_bias_gelu_grad(tf.zeros([1, 3]), tf.zeros([2, 3]), tf.zeros(3), approximate=False)
+
+
+def test_types_the_operations_do_not_take(built):
+    double = tf.constant([-1.0, 2.0], tf.float64)
+    assert np.allclose(ops.leaky_relu(double, 0.5), [-0.5, 2.0])
+    with pytest.raises(PipelineError, match="float64"):
+        ops.leaky_relu(double, 0.5, operations="custom")
+    with pytest.raises(PipelineError, match="auto, custom, tensorflow, got 'fast'"):
+        ops.leaky_relu(double, 0.5, operations="fast")
+
+
+def test_xla_takes_tensorflows_operations_only(built):
+    x = tf.constant([[-1.0, 2.0]])
+    bias = tf.constant([0.5, -0.5])
+
+    def network(x):
+        return ops.bias_gelu(ops.leaky_relu(x, 0.5), bias)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="PipelineLeakyRelu"):
+        tf.function(network, jit_compile=True)(x)
+    with ops.without_custom_operations():
+        compiled = tf.function(network, jit_compile=True)(x)
+    assert np.allclose(compiled, network(x), atol=1e-6)
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch):
+    """A quick compiler that writes down each call, with a cache of its own; returns the file to count calls in."""
+    calls = tmp_path / "calls"
+    script = tmp_path / "fake-g++"
+    script.write_text(
+        f"""#!/bin/sh
+if [ "$1" = --version ]; then echo "fake 1.0 $FAKE_VERSION"; exit 0; fi
+echo "$@" >> {calls}
+while [ $# -gt 0 ]; do if [ "$1" = -o ]; then target=$2; fi; shift; done
+sleep "${{FAKE_SLEEP:-0}}"
+if [ -n "$FAKE_ERROR" ]; then echo "$FAKE_ERROR" >&2; exit 1; fi
+echo object > "$target"
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
+    building._version.cache_clear()
+    yield calls
+    building._version.cache_clear()
+
+
+def count(calls):
+    return len(calls.read_text().splitlines()) if calls.exists() else 0
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_a_second_build_compiles_nothing(fake_compiler, tmp_path):
+    path = building.build()
+    compiled = count(fake_compiler)
+    assert compiled == (4 if device.has_gpu() else 3)
+    assert building.build() == path and count(fake_compiler) == compiled
+    assert left_in(tmp_path / "cache") == ["operations.sha256", "operations.so"]
+
+
+def test_another_compiler_version_builds_anew(fake_compiler, monkeypatch):
+    first = building.build()
+    monkeypatch.setenv("FAKE_VERSION", "next")
+    building._version.cache_clear()
+    assert building.build().parent != first.parent and first.is_file()
+
+
+def test_other_sources_build_anew(fake_compiler, monkeypatch, tmp_path):
+    first = building.toolchain().digest()
+    sources = tmp_path / "src"
+    sources.mkdir()
+    for path in building.SOURCES.iterdir():
+        (sources / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(building, "SOURCES", sources)
+    assert building.toolchain().digest() == first
+    (sources / "formulas.h").write_text("// changed")
+    assert building.toolchain().digest() != first
+
+
+def test_a_damaged_library_is_built_again(fake_compiler):
+    path = building.build()
+    path.write_bytes(b"")
+    assert building.build() == path and path.read_text() == "object\n"
+
+
+def test_two_at_once_build_once(fake_compiler, monkeypatch):
+    monkeypatch.setenv("FAKE_SLEEP", "0.3")
+    paths = []
+    threads = [threading.Thread(target=lambda: paths.append(building.build())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 4 and len(set(paths)) == 1
+    assert count(fake_compiler) == (4 if device.has_gpu() else 3)
+
+
+def test_a_kill_in_the_middle_leaves_nothing_in_the_way(fake_compiler, tmp_path):
+    environment = {**os.environ, "FAKE_SLEEP": "60"}
+    command = [sys.executable, "-c", "from pipeline import ops; ops.build()"]
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while count(fake_compiler) == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert count(fake_compiler) > 0
+    assert building.build().is_file()
+    assert left_in(tmp_path / "cache") == ["operations.sha256", "operations.so"]
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("x.cc:1:2: error: no such thing", r"fake-g\+\+ does not compile .* \(x.cc:1:2: error: no such thing\)\.$"),
+        ("as: cannot write: No space left on device", "^No room on the disk to compile the custom operations; free"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_sentence(fake_compiler, monkeypatch, tmp_path, said, sentence):
+    monkeypatch.setenv("FAKE_ERROR", said)
+    with pytest.raises(PipelineError, match=sentence) as caught:
+        building.build()
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 1
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_a_compiler_without_an_end_is_stopped(fake_compiler, monkeypatch):
+    monkeypatch.setenv("FAKE_SLEEP", "3")
+    monkeypatch.setattr(building, "TIMEOUT", 0.3)
+    with pytest.raises(PipelineError, match="without an end"):
+        building.build()
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(fake_compiler, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
+        building.build()
+
+
+def test_a_library_that_does_not_load_is_one_sentence(fake_compiler):
+    with pytest.raises(PipelineError, match=r"TensorFlow does not load .*operations\.so"):
+        building.load()
+
+
+def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch, tmp_path):
+    generator = np.random.default_rng(5)
+    x = tensor(3 * generator.normal(size=(64, 48)), "float16")
+    bias = tensor(generator.normal(size=48), "float16")
+    custom = [ops.leaky_relu(x, 0.01), ops.bias_gelu(x, bias), ops.bias_gelu(x, bias, approximate=True)]
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
+    known = ops._library.__wrapped__
+    monkeypatch.setattr(ops, "_library", functools.cache(known))
+    with pytest.warns(RuntimeWarning, match=r"need a C\+\+ compiler, but no g\+\+") as caught:
+        fallback = [ops.leaky_relu(x, 0.01), ops.bias_gelu(x, bias), ops.bias_gelu(x, bias, approximate=True)]
+    assert len(caught) == 1  # once, not at every use
+    assert not ops.available()
+    for a, b in zip(custom, fallback, strict=True):
+        assert np.allclose(exact(a), exact(b), rtol=PRECISION["float16"], atol=1e-6)
+    with pytest.raises(PipelineError, match="operations=auto or operations=tensorflow"):
+        ops.leaky_relu(x, 0.01, operations="custom")
+    with pytest.raises(PipelineError, match="install g"):
+        ops.build()
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network(built):
+    import keras
+
+    from pipeline.ops import layers
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,))
+    x = keras.layers.Dense(16, use_bias=False)(inputs)
+    x = layers.BiasGELU(bias_initializer="normal", name="gelu")(x)
+    x = layers.LeakyReLU(alpha=0.2, name="leaky")(keras.layers.Dense(8)(x))
+    return keras.Model(inputs, x)
+
+
+@pytest.fixture
+def batch():
+    return np.random.default_rng(6).normal(size=(10, 12)).astype(np.float32)
+
+
+def test_a_saved_network_holds_tensorflows_operations_and_the_same_numbers(network, batch, tmp_path):
+    import keras
+
+    assert ops.uses_custom_operations(network)
+    network.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert not ops.uses_custom_operations(loaded)
+    assert loaded.get_layer("leaky").alpha == 0.2 and loaded.get_layer("gelu").approximate is False
+    assert np.allclose(loaded(batch), network(batch), atol=1e-6)
+    loaded.export(tmp_path / "saved", verbose=False)
+    graph = (tmp_path / "saved" / "saved_model.pb").read_bytes()
+    assert b"Gelu" in graph or b"Erf" in graph
+    assert b"PipelineBiasGelu" not in graph and b"PipelineLeakyRelu" not in graph
+
+
+def test_a_saved_network_runs_in_tflite_without_extra_operations(network, batch, tmp_path):
+    import keras
+
+    network.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.export(tmp_path / "saved", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.resize_tensor_input(0, batch.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], batch)
+    interpreter.invoke()
+    result = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    assert np.allclose(result, network(batch), atol=1e-4)
+
+
+def test_which_networks_use_custom_operations(built, monkeypatch):
+    import keras
+
+    from pipeline.ops import layers
+
+    def one(operations):
+        return keras.Sequential([keras.Input((4,)), keras.Sequential([layers.LeakyReLU(operations=operations)])])
+
+    assert ops.uses_custom_operations(one("auto")) and ops.uses_custom_operations(one("custom"))
+    assert not ops.uses_custom_operations(one("tensorflow"))
+    assert not ops.uses_custom_operations(keras.Sequential([keras.Input((4,)), keras.layers.LeakyReLU()]))
+    monkeypatch.setattr(ops, "_library", lambda: None)
+    assert not ops.uses_custom_operations(one("auto"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_training_with_either_operation_gives_the_same_weights(built, batch, precision):
+    import keras
+
+    from pipeline.ops import layers
+
+    weights = []
+    for operations in ("custom", "tensorflow"):
+        keras.utils.set_random_seed(0)
+        options = {"operations": operations, "dtype": keras.DTypePolicy(precision)}
+        network = keras.Sequential(
+            [
+                keras.Input((12,)),
+                keras.layers.Dense(16, use_bias=False, dtype=options["dtype"]),
+                layers.BiasGELU(approximate=True, **options),
+                keras.layers.Dense(8, dtype=options["dtype"]),
+                layers.LeakyReLU(**options),
+                keras.layers.Dense(1, dtype="float32"),
+            ]
+        )
+        network.compile(optimizer=keras.optimizers.SGD(0.05), loss="mse")
+        network.fit(batch, batch[:, :1], batch_size=5, epochs=3, shuffle=False, verbose=0)
+        assert network.layers[1].compute_dtype == precision.removeprefix("mixed_")
+        weights.append(network.get_weights())
+    for a, b in zip(*weights, strict=True):
+        assert a.dtype == np.float32 and np.allclose(a, b, atol=1e-5 if precision == "float32" else 2e-2)
+    assert np.abs(weights[0][1]).max() > 1e-4  # the bias of bias-GELU has learned
+
+
+def test_keras_leaves_xla_out_where_a_custom_operation_is(network):
+    network.compile(optimizer="sgd", loss="mse", jit_compile="auto")
+    assert not network.jit_compile
+
+
+def test_a_layer_refuses_what_it_cannot_do(built):
+    from pipeline.ops import layers
+
+    with pytest.raises(PipelineError, match="auto, custom, tensorflow, got 'cuda'"):
+        layers.LeakyReLU(operations="cuda")
+    with pytest.raises(PipelineError, match="last dimension"):
+        layers.BiasGELU().build((None, None))
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_path, capsys):
+    from benchmarks import results
+    from pipeline.ops import __main__ as command
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["ops", "--rows", "8", "--dtypes", "float32"])
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    assert "ok     worked example" in printed and "XLA" in printed and "of copy" in printed
+    kept = json.loads((tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}.json").read_text())
+    assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32"
+    rows = kept["figures"]["operations"]
+    assert len(rows) == 6 and all(row["seconds"][way] > 0 for row in rows for way in timing.WAYS)
+    assert {row["bytes"] for row in rows} == {2 * 4 * 8 * 1024, 3 * 4 * 8 * 1024}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"),
+    [
+        ((1.0, 3.0, 2.0), "3.0× TensorFlow, 2.0× XLA"),
+        ((1.0, 3.0, 1.05), "XLA does as well"),
+        ((1.0, 3.0, 0.5), "XLA is 2.0× faster"),
+        ((1.0, 1.0, 2.0), "TensorFlow does as well"),
+        ((None, 1.0, 2.0), "not built"),
+    ],
+)
+def test_the_verdict_says_where_xla_does_as_well(seconds, verdict):
+    row = timing.Row("x", "forward", "float32", 4, 32, dict(zip(timing.WAYS, seconds, strict=True)), 0.8)
+    assert row.verdict == verdict
+    assert row.fraction_of_copy == (None if seconds[0] is None else 0.8)
+    assert verdict in timing.table([row])
+
+
+def test_the_sources_are_part_of_the_project():
+    assert {path.name for path in Path(building.SOURCES).iterdir()} == {
+        "formulas.h", "kernels.h", "operations.cc", "cpu.cc", "gpu.cu",
+    }  # fmt: skip
