@@ -41,7 +41,7 @@ def build(
 
     from pipeline.ops.layers import LeakyReLU
 
-    if not hidden or min(hidden) < 1:
+    if not hidden or not all(isinstance(units, int) and units >= 1 for units in hidden):
         raise PipelineError(f"fashion_mlp needs hidden layers of at least one unit, got hidden={list(hidden)}.")
     if not 0 <= dropout < 1:
         raise PipelineError(f"fashion_mlp needs a dropout from 0 to below 1, got {dropout}.")

@@ -113,16 +113,16 @@ def _check(
     dropout: float,
     stochastic_depth: float,
 ) -> None:
-    if patch < 1 or input_shape[0] % patch or input_shape[1] % patch:
+    for name, value in (("patch", patch), ("depth", depth), ("heads", heads), ("width", width)):
+        if not isinstance(value, int) or value < 1:
+            raise PipelineError(f"vit_lite needs a {name} that is a whole number of at least 1, got {value!r}.")
+    if input_shape[0] % patch or input_shape[1] % patch:
         raise PipelineError(
             f"vit_lite needs images of whole patches of {patch}×{patch} pixels, got {input_shape[0]}×{input_shape[1]}; "
             "set image_size or patch."
         )
-    if depth < 1 or heads < 1 or width < 1 or width % heads:
-        raise PipelineError(
-            f"vit_lite needs a depth of at least 1 and a width that its heads divide, got depth={depth}, width={width} "
-            f"and heads={heads}."
-        )
+    if width % heads:
+        raise PipelineError(f"vit_lite needs a width that its heads divide, got width={width} and heads={heads}.")
     if mlp_ratio * width < 1:
         raise PipelineError(f"vit_lite needs an mlp_ratio above 0, got {mlp_ratio}.")
     if pooling not in POOLINGS:
