@@ -74,9 +74,11 @@ class Toolchain:
         objects = [str(folder / f"{name}.o") for name in ("operations", "cpu", *(["gpu"] if self.nvcc else []))]
         against = list(tf.sysconfig.get_link_flags())
         if self.nvcc:
-            flags = [part for flag in (*LINK_FLAGS[1:], *against) for part in ("-Xcompiler", flag.replace(",", "\\,"))]
-            linker = [self.nvcc, "-shared", "-cudart", "static", f"-arch={self.architecture}", "-ccbin", self.compiler]
-            return [*linker, *objects, *flags, "-o", str(folder / LIBRARY)]
+            flags = [part for flag in LINK_FLAGS[1:] for part in ("-Xcompiler", flag.replace(",", "\\,"))]
+            linker = [self.nvcc, "-shared", "-cudart", "none", f"-arch={self.architecture}", "-ccbin", self.compiler]
+            # Before TensorFlow, which exports functions of the same names for the CUDA it was built with.
+            runtime = ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+            return [*linker, *flags, *objects, *runtime, *against, "-o", str(folder / LIBRARY)]
         return [self.compiler, *LINK_FLAGS, *objects, *against, "-o", str(folder / LIBRARY)]
 
     def digest(self) -> str:
