@@ -97,7 +97,7 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
                 precision_mode=precision,
                 use_calibration=calibrated,
                 use_dynamic_shape=True,
-                dynamic_shape_profile_strategy="Range+Optimal",
+                dynamic_shape_profile_strategy="Range",
             )
         except RuntimeError as error:  # TensorFlow compares the versions here
             raise PipelineError(

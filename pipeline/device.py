@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -109,7 +110,9 @@ def has_gpu() -> bool:
         return False
     import cupy
 
-    cupy.cuda.set_allocator(cupy.cuda.MemoryAsyncPool().malloc)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # CuPy calls this pool experimental
+        cupy.cuda.set_allocator(cupy.cuda.MemoryAsyncPool().malloc)
     return cupy.cuda.runtime.getDeviceCount() > 0
 
 
@@ -236,7 +239,7 @@ def to_tensorflow(array: Any) -> Any:
     cupy.cuda.get_current_stream().synchronize()
     if array.size == 0:
         return tf.zeros(array.shape, array.dtype.name)
-    return tf.experimental.dlpack.from_dlpack(array.toDlpack())
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def from_tensorflow(tensor: Any) -> Any:

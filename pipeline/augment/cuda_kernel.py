@@ -198,19 +198,20 @@ def specialised(
                 draw(operation, indices[drawn_row], seed, epoch, settings, height, width, shared_floats, start)
         cuda.syncthreads()
 
+        # Without `exists`, the last block's spare threads would take what an earlier kernel left in shared memory.
         drawn = np.uint32(first_draw + member * PARAMETER_COUNT)
-        flipped = flips and shared_floats[np.uint32(drawn + FLIPPED)] > ZERO
-        shift_x = shared_floats[np.uint32(drawn + SHIFT_X)] if translates else ZERO
-        shift_y = shared_floats[np.uint32(drawn + SHIFT_Y)] if translates else ZERO
-        cosine = shared_floats[np.uint32(drawn + COSINE)] if rotates else ONE
-        sine = shared_floats[np.uint32(drawn + SINE)] if rotates else ZERO
-        contrast = shared_floats[np.uint32(drawn + FACTOR)] if contrasts else ONE
-        brightness = shared_floats[np.uint32(drawn + OFFSET)] if brightens else ZERO
-        deviation = shared_floats[np.uint32(drawn + DEVIATION)] if noisy else ZERO
-        threshold = shared_floats[np.uint32(drawn + THRESHOLD)] if peppered else ZERO
-        left = shared_floats[np.uint32(drawn + LEFT)] if cuts else ZERO
-        top = shared_floats[np.uint32(drawn + TOP)] if cuts else ZERO
-        side = shared_floats[np.uint32(drawn + SIDE)] if cuts else ZERO
+        flipped = flips and exists and shared_floats[np.uint32(drawn + FLIPPED)] > ZERO
+        shift_x = shared_floats[np.uint32(drawn + SHIFT_X)] if translates and exists else ZERO
+        shift_y = shared_floats[np.uint32(drawn + SHIFT_Y)] if translates and exists else ZERO
+        cosine = shared_floats[np.uint32(drawn + COSINE)] if rotates and exists else ONE
+        sine = shared_floats[np.uint32(drawn + SINE)] if rotates and exists else ZERO
+        contrast = shared_floats[np.uint32(drawn + FACTOR)] if contrasts and exists else ONE
+        brightness = shared_floats[np.uint32(drawn + OFFSET)] if brightens and exists else ZERO
+        deviation = shared_floats[np.uint32(drawn + DEVIATION)] if noisy and exists else ZERO
+        threshold = shared_floats[np.uint32(drawn + THRESHOLD)] if peppered and exists else ZERO
+        left = shared_floats[np.uint32(drawn + LEFT)] if cuts and exists else ZERO
+        top = shared_floats[np.uint32(drawn + TOP)] if cuts and exists else ZERO
+        side = shared_floats[np.uint32(drawn + SIDE)] if cuts and exists else ZERO
         factor = gain(contrast)
         offset = bias(contrast, brightness)
 
