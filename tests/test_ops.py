@@ -3,12 +3,12 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,7 @@ PRECISION = {"float32": 5e-7, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 @pytest.fixture(scope="module")
 def built():
     """The operations, compiled once for all tests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ops.available()
+    assert ops.available()
 
 
 def gelu(x, approximate):
@@ -419,7 +417,7 @@ def test_a_library_that_does_not_load_is_one_sentence(fake_compiler):
         building.load()
 
 
-def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch, tmp_path):
+def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch, tmp_path, caplog):
     generator = np.random.default_rng(5)
     x = tensor(3 * generator.normal(size=(64, 48)), "float16")
     bias = tensor(generator.normal(size=48), "float16")
@@ -429,9 +427,9 @@ def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
     known = ops._library.__wrapped__
     monkeypatch.setattr(ops, "_library", functools.cache(known))
-    with pytest.warns(RuntimeWarning, match=r"need a C\+\+ compiler, but no g\+\+") as caught:
-        fallback = [ops.leaky_relu(x, 0.01), ops.bias_gelu(x, bias), ops.bias_gelu(x, bias, approximate=True)]
-    assert len(caught) == 1  # once, not at every use
+    fallback = [ops.leaky_relu(x, 0.01), ops.bias_gelu(x, bias), ops.bias_gelu(x, bias, approximate=True)]
+    assert len(caplog.messages) == 1  # once, not at every use
+    assert re.match(r"The custom operations need a C\+\+ compiler, but no g\+\+", caplog.messages[0])
     assert not ops.available()
     for a, b in zip(custom, fallback, strict=True):
         assert np.allclose(exact(a), exact(b), rtol=PRECISION["float16"], atol=1e-6)

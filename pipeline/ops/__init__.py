@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import warnings
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,7 @@ from pipeline import PipelineError, device
 CHOICES = ("auto", "custom", "tensorflow")
 DTYPES = ("float32", "float16", "bfloat16")
 
+_log = logging.getLogger(__name__)
 _only_tensorflow = contextvars.ContextVar("only_tensorflow", default=False)
 
 
@@ -54,11 +55,7 @@ def _library() -> ModuleType | None:
     try:
         return building.load()
     except PipelineError as error:
-        warnings.warn(
-            f"{error} Until then TensorFlow's own operations are used, with the same numbers.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _log.warning("%s Until then TensorFlow's own operations are used, with the same numbers.", error)
         return None
 
 
@@ -68,8 +65,8 @@ def uses_custom_operations(network: Any) -> bool:
     Builds the operations if one of the network's layers asks for them.
     """
     return any(
-        _custom(getattr(layer, "operations", "tensorflow"))
-        for layer in network._flatten_layers()
+        _custom(layer.operations)
+        for layer in network._flatten_layers()  # also those inside other layers
         if getattr(layer, "has_custom_operation", False)
     )
 
