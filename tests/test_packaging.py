@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = ["01_data", "02_augment", "03_train", "04_export", "05_infer"]
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 REQUIREMENTS = sorted(path.name for path in ROOT.glob("requirements*.txt"))
 
 
@@ -127,8 +127,8 @@ def test_no_registry_is_named():
 # --- notebooks -----------------------------------------------------------------------------------------------------
 
 
-def test_there_are_five_notebooks():
-    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == CHAPTERS
+def test_the_five_chapters_come_first():
+    assert CHAPTERS[:5] == ["01_data", "02_augment", "03_train", "04_export", "05_infer"]
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
