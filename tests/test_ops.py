@@ -573,10 +573,9 @@ def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("seconds", "verdict"),
     [
-        ((1.0, 3.0, 2.0), "3.0× TensorFlow, 2.0× XLA"),
-        ((1.0, 3.0, 1.05), "XLA does as well"),
-        ((1.0, 3.0, 0.5), "XLA is 2.0× faster"),
-        ((1.0, 1.0, 2.0), "TensorFlow does as well"),
+        ((1.0, 3.0, 2.0), "3.0× as fast as TensorFlow; 2.0× as fast as XLA"),
+        ((1.0, 3.0, 1.05), "3.0× as fast as TensorFlow; XLA does as well"),
+        ((1.0, 0.95, 0.5), "TensorFlow does as well; XLA is 2.0× as fast"),
         ((None, 1.0, 2.0), "not built"),
     ],
 )

@@ -45,7 +45,7 @@ def main() -> int:
     rows = [row for dtype in arguments.dtypes for row in timing.measure(shape, dtype)]
     print(timing.table(rows))
     bandwidth = max(row.bytes / row.floor for row in rows)
-    print(f"\na copy moves {bandwidth / 1e12:.2f} TB/s; 'of copy' is how much of that our operation reaches")
+    print(f"\na copy moves {bandwidth / 1e9:,.0f} GB/s; 'of copy' is how much of that our operation reaches")
     figures = {
         "shape": list(shape),
         "copy_bytes_per_second": bandwidth,

@@ -54,15 +54,17 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """A few words on what the custom operation is good for here."""
+        """What the custom operation is worth here, in words."""
         own, unfused, xla = (self.seconds[way] for way in WAYS)
         if own is None:
             return "not built"
-        if xla <= own * AS_FAST:
-            return "XLA does as well" if own <= xla * AS_FAST else f"XLA is {own / xla:.1f}× faster"
-        if unfused <= own * AS_FAST:
-            return "TensorFlow does as well"
-        return f"{unfused / own:.1f}× TensorFlow, {xla / own:.1f}× XLA"
+        return f"{_comparison('TensorFlow', unfused / own)}; {_comparison('XLA', xla / own)}"
+
+
+def _comparison(rival: str, ratio: float) -> str:
+    if ratio > AS_FAST:
+        return f"{ratio:.1f}× as fast as {rival}"
+    return f"{rival} does as well" if ratio * AS_FAST >= 1 else f"{rival} is {1 / ratio:.1f}× as fast"
 
 
 def measure(shape: tuple[int, int], dtype: str = "float32", repetitions: int | None = None) -> list[Row]:
