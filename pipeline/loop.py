@@ -12,6 +12,7 @@ done in shards of whole batches.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, augment, device
+from pipeline import PipelineError, augment, device, ops
 from pipeline.cluster import Cluster
 
 SINGLE = Cluster()
@@ -68,6 +69,7 @@ class Loop:
         self.batch_size = batch_size
         self.seed = seed
         self.dtype = "float16" if precision.startswith("mixed") else "float32"
+        self.xla = xla
         self.workers = workers
         if optimizer is not None:
             self._train_steps = _training_graph(network, optimizer, label_smoothing, xla, workers)
@@ -179,7 +181,9 @@ class Loop:
             yield device.to_tensorflow(images), device.to_tensorflow(labels)
 
     def _guarded(self, graph: Any, *inputs: Any) -> Any:
-        with device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images"):
+        # The graph is traced in its first call; what XLA compiles must not hold a custom operation.
+        own = ops.without_custom_operations() if self.xla else contextlib.nullcontext()
+        with own, device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images"):
             return graph(*inputs)
 
 

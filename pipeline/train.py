@@ -99,9 +99,24 @@ def build_loop(settings: dict[str, Any], dataset: Any, workers: cluster.Cluster 
         seed=settings["seed"],
         label_smoothing=settings["label_smoothing"],
         precision=precision,
-        xla=device.has_gpu() if settings["xla"] == "auto" else settings["xla"],
+        xla=compiles(settings["xla"], network),
         workers=workers,
     )
+
+
+def compiles(xla: bool | str, network: Any) -> bool:
+    """Whether XLA compiles this network's graphs: with ``auto`` on a GPU, unless its layers insist on custom
+    operations.
+
+    Where it does, layers with ``operations=auto`` use TensorFlow's own, which XLA fuses.
+
+    Raises:
+        PipelineError: XLA and custom operations are both insisted on.
+    """
+    insists = any(getattr(layer, "operations", None) == "custom" for layer in network._flatten_layers())
+    if xla is True and insists:
+        raise PipelineError("XLA cannot compile a custom operation; set xla=false, or model.operations=auto.")
+    return device.has_gpu() and not insists if xla == "auto" else xla
 
 
 def fit(
@@ -151,6 +166,8 @@ def finish(
     """Write the model, its card and `metrics.json`, measure the test split, and point ``runs/latest`` here."""
     with precision_policy("float32"):  # the file is for any machine, whatever precision it was trained in
         options = {k: v for k, v in settings["model"].items() if k != "name"}
+        if "operations" in options:  # the same numbers by TensorFlow's own operations, which every target can hold
+            options["operations"] = "tensorflow"
         network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
         network.set_weights(loop.network.get_weights())
         deployable = models.deployable(network, dataset.mean, dataset.std)
@@ -199,7 +216,8 @@ def seed_everything(seed: int) -> None:
 
 
 def chosen_precision(precision: str) -> str:
-    """What ``auto`` means on this machine: mixed_float16 where the GPU has tensor cores (Volta and later), else float32.
+    """What ``auto`` means on this machine: mixed_float16 where the GPU has tensor cores (Volta and later), else
+    float32.
 
     Not bfloat16: XLA of TensorFlow 2.17 makes the cnn's loss NaN with it on an H200, where float16 is also faster.
     """

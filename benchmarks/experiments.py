@@ -1,0 +1,117 @@
+"""What do the presets of the reference systems reach on this machine? ``python -m benchmarks.experiments NAME …``
+
+Each name is a file of `pipeline/conf/experiment`, or ``resnet18_cifar`` (the CIFAR stem, 20 epochs). A preset is
+trained as its command would train it, after one epoch on another network that compiles the same graphs, so that the
+times are those of training. The history of loss, top-1 and top-5 accuracy goes into the result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from benchmarks import results
+from pipeline import PipelineError, cli, config, datasets, device, evaluate
+from pipeline import train as training
+
+PRESETS = {
+    "resnet18_cifar": ["dataset=cifar10", "model=resnet18", "model.stem=cifar", "augment=standard", "epochs=20"],
+}
+
+
+def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, Any]:
+    """Train one preset.
+
+    Returns:
+        ``epoch_seconds`` (median, without compilation), ``images_per_second``, ``compile_seconds``, ``history`` with
+        validation loss, top-1 and top-5 a whole epoch, and the test split's ``test_accuracy`` and ``test_top5``.
+    """
+    chosen = PRESETS.get(name, [f"experiment={name}"])
+    settings = config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])])
+    dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
+    training.seed_everything(settings["seed"])
+    loop = training.build_loop(settings, dataset)
+    start = [device.to_numpy(variable.value) for variable in _variables(loop)]
+    started = time.perf_counter()
+    loop.train_epoch(dataset.train, 0)
+    loop.evaluate(dataset.validation)
+    compile_seconds = time.perf_counter() - started
+    for variable, value in zip(_variables(loop), start, strict=True):
+        variable.assign(value)
+    history, seconds = [], []
+    for epoch in range(settings["epochs"]):
+        began = time.perf_counter()
+        logs = loop.train_epoch(dataset.train, epoch)
+        seconds.append(time.perf_counter() - began)
+        measured = loop.evaluate(dataset.validation)
+        history.append({**logs, "val_loss": measured["loss"], "val_accuracy": measured["accuracy"]})
+    probabilities = evaluate.predict_probabilities(training.models.deployable(loop.network, dataset.mean, dataset.std),
+                                                   dataset.test.images)  # fmt: skip
+    labels = device.to_numpy(dataset.test.labels)
+    best_five = numpy.argsort(-probabilities, axis=1)[:, :5]
+    return {
+        "preset": name,
+        "overrides": chosen + overrides,
+        "batch_size": settings["batch_size"],
+        "precision": training.chosen_precision(settings["precision"]),
+        "xla": loop.xla,
+        "train_images": len(dataset.train.labels),
+        "parameters": loop.network.count_params(),
+        "compile_seconds": compile_seconds,
+        "epoch_seconds": statistics.median(seconds),
+        "images_per_second": statistics.median(logs["images_per_second"] for logs in history),
+        "train_seconds": sum(seconds),
+        "history": history,
+        "test_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "test_top5": float((best_five == labels[:, None]).any(axis=1).mean()),
+    }
+
+
+def _variables(loop: Any) -> list[Any]:
+    return [*loop.network.variables, *loop.optimizer.variables]
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Validation accuracy by epoch, one line a preset, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for run in runs:
+        accuracy = [logs["val_accuracy"] for logs in run["history"]]
+        axes.plot(range(1, len(accuracy) + 1), accuracy, marker="o", markersize=3, label=run["preset"])
+    axes.set(xlabel="epoch", ylabel="validation accuracy")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    known = sorted([*PRESETS, *(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(known))
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the preset's")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in known]
+    if unknown:
+        raise PipelineError(f"There is no preset {', '.join(unknown)}; known ones: {', '.join(known)}.")
+    for name in arguments.names:
+        run = measure(name, arguments.data_dir, arguments.set)
+        print(
+            f"{name}: {run['epoch_seconds']:.3f} s an epoch ({run['images_per_second']:,.0f} images/s at batch "
+            f"{run['batch_size']}), test top-1 {run['test_accuracy']:.2%}, top-5 {run['test_top5']:.2%} after "
+            f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s",
+            flush=True,
+        )
+        path = results.save(f"experiment-{name}", run)
+        draw([run], path.with_suffix(".png"))
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
