@@ -166,7 +166,7 @@ class ProgressBar:
     """Epoch, images/s and time left: a bar on a terminal, one line an epoch elsewhere."""
 
     def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         self.epochs = epochs
         self.on_terminal = sys.stderr.isatty()
