@@ -20,7 +20,7 @@ endif
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 22
 
-run: $(INSTALL)  ## install what is missing, run the five notebooks, show the artifacts
+run: $(INSTALL)  ## install what is missing, run the six notebooks, show the artifacts
 	@$(PY) -m pipeline $(ARGS)
 
 test: $(INSTALL)  ## style and tests, notebooks included

@@ -1,4 +1,4 @@
-"""python -m pipeline: run the five notebooks in order, on the built-in digits or on what ``-p`` names.
+"""python -m pipeline: run the six notebooks in order, on the built-in digits or on what ``-p`` names.
 
     python -m pipeline
     python -m pipeline --name first -p dataset cifar10 -p data_dir ~/data/cifar10 -p epochs 5

@@ -684,7 +684,8 @@ def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path):
     [
         (
             {"name": "mnist"},
-            "There is no data set 'mnist'; the known ones are: digits, cifar10, parquet, image_folder, fashion_mnist, tiny_imagenet.",
+            "There is no data set 'mnist'; the known ones are: digits, cifar10, fashion_mnist, tiny_imagenet, parquet, "
+            "image_folder.",
         ),
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": "big"}, "image_size is 'big'"),
