@@ -296,7 +296,7 @@ def test_xla_takes_tensorflows_operations_only(built):
 
 @pytest.fixture
 def fake_compiler(tmp_path, monkeypatch):
-    """A quick C++ compiler that writes down each call, no GPU, a cache of its own; returns the file to count calls in."""
+    """A quick C++ compiler that writes down its calls, no GPU, and a cache of its own; returns the file of calls."""
     calls = tmp_path / "calls"
     script = tmp_path / "fake-g++"
     script.write_text(
