@@ -27,7 +27,11 @@ PRECISION = {"float32": 5e-7, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 @pytest.fixture(scope="module")
 def built():
-    """The operations, compiled once for all tests."""
+    """The operations, compiled once for all tests; without a compiler there is nothing to test but the fallback."""
+    try:
+        building.toolchain()
+    except PipelineError as error:
+        pytest.skip(str(error))
     assert ops.available()
 
 
@@ -419,11 +423,10 @@ def test_a_library_that_does_not_load_is_one_sentence(fake_compiler):
         building.load()
 
 
-def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch, tmp_path, caplog):
+def test_without_a_compiler_tensorflow_gives_the_same_numbers(monkeypatch, tmp_path, caplog):
     generator = np.random.default_rng(5)
     x = tensor(3 * generator.normal(size=(64, 48)), "float16")
     bias = tensor(generator.normal(size=48), "float16")
-    custom = [ops.leaky_relu(x, 0.01), ops.bias_gelu(x, bias), ops.bias_gelu(x, bias, approximate=True)]
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
@@ -433,8 +436,10 @@ def test_without_a_compiler_tensorflow_gives_the_same_numbers(built, monkeypatch
     assert len(caplog.messages) == 1  # once, not at every use
     assert re.match(r"The custom operations need a C\+\+ compiler, but no g\+\+", caplog.messages[0])
     assert not ops.available()
-    for a, b in zip(custom, fallback, strict=True):
-        assert np.allclose(exact(a), exact(b), rtol=PRECISION["float16"], atol=1e-6)
+    leaky = np.where(exact(x) > 0, 1.0, 0.01) * exact(x)
+    biased = exact(x) + exact(bias)
+    for result, expected in zip(fallback, [leaky, gelu(biased, False)[0], gelu(biased, True)[0]], strict=True):
+        assert np.allclose(exact(result), expected, rtol=PRECISION["float16"], atol=1e-6)
     with pytest.raises(PipelineError, match="operations=auto or operations=tensorflow"):
         ops.leaky_relu(x, 0.01, operations="custom")
     with pytest.raises(PipelineError, match="install g"):
