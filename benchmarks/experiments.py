@@ -1,6 +1,6 @@
 """What do the presets of the reference systems reach on this machine? ``python -m benchmarks.experiments NAME …``
 
-Each name is a file of `pipeline/conf/experiment`, or ``resnet18_cifar`` (the CIFAR stem, 20 epochs). A preset is
+Each name is a file of `pipeline/conf/experiment`. A preset is
 trained as its command would train it, after one epoch on another network that compiles the same graphs, so that the
 times are those of training. The history of loss, top-1 and top-5 accuracy goes into the result file.
 """
@@ -20,10 +20,6 @@ from benchmarks import results
 from pipeline import PipelineError, cli, config, datasets, device, evaluate
 from pipeline import train as training
 
-PRESETS = {
-    "resnet18_cifar": ["dataset=cifar10", "model=resnet18", "model.stem=cifar", "augment=standard", "epochs=20"],
-}
-
 
 def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, Any]:
     """Train one preset.
@@ -32,17 +28,17 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         ``epoch_seconds`` (median, without compilation), ``images_per_second``, ``compile_seconds``, ``history`` with
         validation loss, top-1 and top-5 a whole epoch, and the test split's ``test_accuracy`` and ``test_top5``.
     """
-    chosen = PRESETS.get(name, [f"experiment={name}"])
+    chosen = [f"experiment={name}"]
     settings = config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])])
     dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
     training.seed_everything(settings["seed"])
     loop = training.build_loop(settings, dataset)
-    start = [device.to_numpy(variable.value) for variable in _variables(loop)]
+    start = [device.to_numpy(variable.value) for variable in loop.variables]
     started = time.perf_counter()
     loop.train_epoch(dataset.train, 0)
     loop.evaluate(dataset.validation)
     compile_seconds = time.perf_counter() - started
-    for variable, value in zip(_variables(loop), start, strict=True):
+    for variable, value in zip(loop.variables, start, strict=True):
         variable.assign(value)
     history, seconds = [], []
     for epoch in range(settings["epochs"]):
@@ -51,8 +47,7 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         seconds.append(time.perf_counter() - began)
         measured = loop.evaluate(dataset.validation)
         history.append({**logs, "val_loss": measured["loss"], "val_accuracy": measured["accuracy"]})
-    probabilities = evaluate.predict_probabilities(training.models.deployable(loop.network, dataset.mean, dataset.std),
-                                                   dataset.test.images)  # fmt: skip
+    probabilities = evaluate.predict_probabilities(training.portable(loop, settings, dataset), dataset.test.images)
     labels = device.to_numpy(dataset.test.labels)
     best_five = numpy.argsort(-probabilities, axis=1)[:, :5]
     return {
@@ -73,10 +68,6 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     }
 
 
-def _variables(loop: Any) -> list[Any]:
-    return [*loop.network.variables, *loop.optimizer.variables]
-
-
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Validation accuracy by epoch, one line a preset, as a PNG."""
     from matplotlib.figure import Figure
@@ -92,7 +83,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    known = sorted([*PRESETS, *(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))])
+    known = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(known))
     parser.add_argument("--data-dir", default=None)

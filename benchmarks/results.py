@@ -39,4 +39,4 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
 
 def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

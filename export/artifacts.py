@@ -285,7 +285,7 @@ def path_of(run: runs.Run, name: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     except (OSError, ValueError):  # missing or damaged: it is made again from what is measured next
         return {}

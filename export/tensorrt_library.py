@@ -41,7 +41,7 @@ def require(artifact: Path | None = None) -> tuple[int, int, int]:
     if not device.has_gpu():
         raise PipelineError(f"TF-TRT needs an NVIDIA GPU and TensorRT, and no GPU was found here; {INSTEAD}.")
     if artifact is not None:
-        built_for = tuple(json.loads((artifact / MANIFEST).read_text()).get("compute_capability", ()))
+        built_for = tuple(json.loads((artifact / MANIFEST).read_text(encoding="utf-8")).get("compute_capability", ()))
         if built_for != device.compute_capability():
             raise PipelineError(
                 f"The engines of {artifact} were built for a GPU of compute capability {built_for}, and this one has "

@@ -138,7 +138,7 @@ def private_kernels() -> Iterator[None]:
         content["argv"].append("--IPKernelApp.log_level=CRITICAL")
         specification = Path(temporary, "kernels", KERNEL, "kernel.json")
         specification.parent.mkdir(parents=True)
-        specification.write_text(json.dumps(content))
+        specification.write_text(json.dumps(content), encoding="utf-8")
         jupyter_path = os.pathsep.join(filter(None, [temporary, os.environ.get("JUPYTER_PATH")]))
         with _environment(
             JUPYTER_PATH=jupyter_path,
@@ -226,7 +226,9 @@ def _first_line(source: str) -> str:
 def _running_cell(output: Path) -> str:
     """The last cell that had begun, as the executed copy on the disk has it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        cells = [cell for cell in json.loads(output.read_text())["cells"] if cell["cell_type"] == "code"]
+        cells = [
+            cell for cell in json.loads(output.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+        ]
         begun = [(n, cell) for n, cell in enumerate(cells, 1) if cell["metadata"]["papermill"]["start_time"]]
         number, cell = begun[-1]
         return f"cell In [{number}], `{_first_line(''.join(cell['source']))}`"

@@ -54,7 +54,7 @@ class ModelCard:
     def read(cls, path: Path) -> ModelCard:
         """Read a `model_card.json`; raises `PipelineError` where it is missing or damaged."""
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(encoding="utf-8"))
             fields = {k: tuple(v) if k in ("input_shape", "mean", "std") else v for k, v in fields.items()}
             return cls(**fields)
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -106,7 +106,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "metrics.json").read_text())
+            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PipelineError(f"{self.path / 'metrics.json'} cannot be read ({error}).") from None
 

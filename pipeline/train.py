@@ -99,16 +99,16 @@ def build_loop(settings: dict[str, Any], dataset: Any, workers: cluster.Cluster 
         seed=settings["seed"],
         label_smoothing=settings["label_smoothing"],
         precision=precision,
-        xla=compiles(settings["xla"], network),
+        xla=compiles(settings["xla"], precision, network),
         workers=workers,
     )
 
 
-def compiles(xla: bool | str, network: Any) -> bool:
-    """Whether XLA compiles this network's graphs: with ``auto`` on a GPU, unless its layers insist on custom
-    operations.
+def compiles(xla: bool | str, precision: str, network: Any) -> bool:
+    """Whether XLA compiles this network's graphs: with ``auto`` on a GPU, except where that is known not to work.
 
-    Where it does, layers with ``operations=auto`` use TensorFlow's own, which XLA fuses.
+    It does not with layers that insist on custom operations (those with ``operations=auto`` use TensorFlow's own then,
+    which XLA fuses), and with bfloat16 XLA of TensorFlow 2.17 makes losses NaN on an H200.
 
     Raises:
         PipelineError: XLA and custom operations are both insisted on.
@@ -116,7 +116,9 @@ def compiles(xla: bool | str, network: Any) -> bool:
     insists = any(getattr(layer, "operations", None) == "custom" for layer in network._flatten_layers())
     if xla is True and insists:
         raise PipelineError("XLA cannot compile a custom operation; set xla=false, or model.operations=auto.")
-    return device.has_gpu() and not insists if xla == "auto" else xla
+    if xla == "auto":
+        return device.has_gpu() and not insists and precision != "mixed_bfloat16"
+    return xla
 
 
 def fit(
@@ -128,7 +130,7 @@ def fit(
         The history; the network then has the weights of the epoch with the best validation accuracy.
     """
     network, epochs = loop.network, settings["epochs"]
-    variables = [*network.variables, *loop.optimizer.variables]
+    variables = loop.variables
     progress = checkpoints.resume(folder / "checkpoints", variables)
     stopper = early_stopping(settings["early_stopping"], progress)
     watchers = [*stopper, *callbacks]
@@ -164,13 +166,7 @@ def finish(
     loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path, progress: checkpoints.Progress
 ) -> runs.Run:
     """Write the model, its card and `metrics.json`, measure the test split, and point ``runs/latest`` here."""
-    with precision_policy("float32"):  # the file is for any machine, whatever precision it was trained in
-        options = {k: v for k, v in settings["model"].items() if k != "name"}
-        if "operations" in options:  # the same numbers by TensorFlow's own operations, which every target can hold
-            options["operations"] = "tensorflow"
-        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
-        network.set_weights(loop.network.get_weights())
-        deployable = models.deployable(network, dataset.mean, dataset.std)
+    deployable = portable(loop, settings, dataset)
     save_model(deployable, folder / "model.keras")
     card = runs.ModelCard(
         name=run_name(folder),
@@ -181,7 +177,7 @@ def finish(
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         precision=chosen_precision(settings["precision"]),
-        parameters=network.count_params(),
+        parameters=loop.network.count_params(),
         data_digest=dataset.digest,
         versions=device.describe(),
     )
@@ -202,6 +198,22 @@ def finish(
     evaluate.evaluate(run, dataset, "test")
     runs.set_latest(folder)
     return run
+
+
+def portable(loop: Loop, settings: dict[str, Any], dataset: Any) -> Any:
+    """The deployable graph of what a loop has trained, in float32 and TensorFlow's own operations whatever it trained
+    in.
+
+    Returns:
+        A `keras.Model`: uint8 [N, H, W, C] to float32 probabilities [N, K].
+    """
+    options = {k: v for k, v in settings["model"].items() if k != "name"}
+    if "operations" in options:  # the same numbers by operations that every target can hold
+        options["operations"] = "tensorflow"
+    with precision_policy("float32"):
+        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
+        network.set_weights(loop.network.get_weights())
+        return models.deployable(network, dataset.mean, dataset.std)
 
 
 def seed_everything(seed: int) -> None:

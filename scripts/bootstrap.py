@@ -32,7 +32,7 @@ class InstallError(Exception):
 def main():
     try:
         check_python()
-        with (ROOT / "requirements.txt").open() as held:
+        with (ROOT / "requirements.txt").open(encoding="utf-8") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -72,7 +72,7 @@ def prepare():
     requirements = "requirements-gpu.txt" if gpu else "requirements.txt"
     wanted = key(requirements)
     enough = {wanted, key("requirements-gpu.txt")}
-    if DONE.is_file() and DONE.read_text() in enough and works():
+    if DONE.is_file() and DONE.read_text(encoding="utf-8") in enough and works():
         return
     if VENV.exists() and not reusable():
         shutil.rmtree(VENV)
@@ -95,14 +95,14 @@ def prepare():
                 "TensorRT could not be installed (see .venv/install.log); only the TF-TRT export needs it. "
                 "To try again: .venv/bin/pip install -r requirements-tensorrt.txt"
             )
-    DONE.write_text(wanted)
+    DONE.write_text(wanted, encoding="utf-8")
     BEGUN.unlink()
 
 
 def key(requirements):
     """What decides whether `.venv` is right: the pins, the interpreter, and the place (its scripts hold their path)."""
     files = ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt")
-    content = "".join((ROOT / file).read_text() for file in files)
+    content = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return f"{requirements} {digest}\nPython {platform.python_version()}\n{VENV}\n"
 
@@ -119,7 +119,9 @@ def reusable():
     """Whether pip may bring an existing `.venv` up to date: whole, of this Python, and made in this place."""
     try:
         first_line = (VENV / "bin" / "pip").read_bytes().split(b"\n")[0].decode()
-        version = re.search(r"^version\s*=\s*(\d+)\.(\d+)", (VENV / "pyvenv.cfg").read_text(), flags=re.MULTILINE)
+        version = re.search(
+            r"^version\s*=\s*(\d+)\.(\d+)", (VENV / "pyvenv.cfg").read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
     except (OSError, UnicodeDecodeError):
         return False
     same_python = version is not None and tuple(map(int, version.groups())) == WANTED
@@ -167,7 +169,7 @@ def install(requirements, title, **environment):
         errors="replace",
         env={**environment, **os.environ, "PIP_USER": "0"},  # a setting for other Pythons would fail here
     )
-    with LOG.open("a") as log, pip:
+    with LOG.open("a", encoding="utf-8") as log, pip:
         for line in pip.stdout:
             log.write(line)
             log.flush()

@@ -33,7 +33,7 @@ def write_run(folder, precision="float32", epochs=3):
     model.fit(images, labels, batch_size=50, epochs=epochs, verbose=0)
     folder.mkdir(parents=True)
     model.save(folder / "model.keras")
-    (folder / "config.yaml").write_text(json.dumps({"dataset": SETTINGS}))  # JSON is YAML
+    (folder / "config.yaml").write_text(json.dumps({"dataset": SETTINGS}), encoding="utf-8")  # JSON is YAML
     runs.ModelCard(
         name=folder.name,
         model="cnn",

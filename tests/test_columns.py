@@ -86,7 +86,7 @@ def test_splits_too_large_for_one_cudf_column_are_read_in_runs(monkeypatch):
 
 def test_a_missing_or_foreign_file_is_no_cache(tmp_path):
     assert columns.read_header(tmp_path / "missing.parquet") is None
-    (tmp_path / "text.parquet").write_text("no Parquet")
+    (tmp_path / "text.parquet").write_text("no Parquet", encoding="utf-8")
     assert columns.read_header(tmp_path / "text.parquet") is None
     pq.write_table(pa.table({"label": [1]}), tmp_path / "foreign.parquet")
     assert columns.read_header(tmp_path / "foreign.parquet") is None
@@ -163,7 +163,7 @@ def test_dev_full_is_a_full_disk(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PipelineError, match="set PIPELINE_CACHE to a folder that can"):
         columns.cache_folder(tmp_path / "file" / "inside")
 
@@ -211,8 +211,8 @@ def test_of_two_writers_of_a_folder_one_stays_whole(tmp_path):
     with columns.whole(path) as first, columns.whole(path) as second:
         for temporary, content in ((first, "1"), (second, "2")):
             temporary.mkdir()
-            (temporary / "x").write_text(content)
-    assert (path / "x").read_text() == "2"
+            (temporary / "x").write_text(content, encoding="utf-8")
+    assert (path / "x").read_text(encoding="utf-8") == "2"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 

@@ -210,7 +210,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
 
 
 def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PipelineError, match="file cannot be written"):
         datasets.load("digits", cache_dir=tmp_path / "file")
 
@@ -244,9 +244,9 @@ def test_train_test_and_validation_folders_are_kept_apart(tmp_path):
 
 def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
     folder_of(tmp_path, {"a/deep/er": greys(1), "a": greys(2), "b": greys(3, 4), ".hidden": greys(9)})
-    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "notes.txt").write_text("no image", encoding="utf-8")
     (tmp_path / "a" / ".DS_Store").write_bytes(b"\0")
-    (tmp_path / "README.md").write_text("no class")
+    (tmp_path / "README.md").write_text("no class", encoding="utf-8")
     for suffix, kind in ((".JPEG", "JPEG"), (".bmp", "BMP"), (".GIF", "GIF"), (".webp", "WEBP")):
         (tmp_path / "b" / f"x{suffix}").write_bytes(png(5, kind=kind))
     dataset = datasets.load("image_folder", tmp_path, channels=1, test_fraction=0, validation_fraction=0)
@@ -646,7 +646,7 @@ def test_archives_unpack_whole(tmp_path):
     for kind in ("tar.gz", "zip"):
         out = archives.unpack(tmp_path / f"x.{kind}", tmp_path / f"out-{kind}")
         assert [p.relative_to(out).as_posix() for p in out.rglob("*.txt")] == ["a/b/c.txt"]
-        assert (out / "a/b/c.txt").read_text() == kind.split(".")[0]
+        assert (out / "a/b/c.txt").read_text(encoding="utf-8") == kind.split(".")[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-tar.gz", "out-zip", "x.tar.gz", "x.zip"]
 
 

@@ -49,7 +49,7 @@ def test_native_messages_go_to_the_log_and_python_errors_to_the_terminal(tmp_pat
         PIPELINE_LOG=str(log),
     )
     assert answer.stderr == "from Python\n"
-    assert "from native code" in log.read_text()
+    assert "from native code" in log.read_text(encoding="utf-8")
 
 
 def test_dash_leaves_native_messages_in_the_terminal():

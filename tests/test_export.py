@@ -137,9 +137,11 @@ def test_deleted_artifact_leaves_the_table(run):
 
 
 def test_damaged_export_json_is_made_again(run):
-    (run.export_dir / "export.json").write_text('{"model.ke')
+    (run.export_dir / "export.json").write_text('{"model.ke', encoding="utf-8")
     artifacts.record(run, run.model_path, {"size_bytes": 3})
-    assert json.loads((run.export_dir / "export.json").read_text()) == {"model.keras": {"size_bytes": 3}}
+    assert json.loads((run.export_dir / "export.json").read_text(encoding="utf-8")) == {
+        "model.keras": {"size_bytes": 3}
+    }
 
 
 def test_records_at_once_are_all_kept(run):
@@ -153,12 +155,12 @@ def test_records_at_once_are_all_kept(run):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(json.loads((run.export_dir / "export.json").read_text())) == 20
+    assert len(json.loads((run.export_dir / "export.json").read_text(encoding="utf-8"))) == 20
 
 
 def test_exporting_again_replaces_and_leaves_nothing_behind(run):
     first = saved_model.save(run)
-    (first / "stale").write_text("from the older export")
+    (first / "stale").write_text("from the older export", encoding="utf-8")
     assert saved_model.save(run) == first
     assert not (first / "stale").exists()
     assert sorted(p.name for p in run.export_dir.iterdir()) == [".lock", "saved_model"]
@@ -167,7 +169,7 @@ def test_exporting_again_replaces_and_leaves_nothing_behind(run):
 def test_failed_write_keeps_the_older_artifact(tmp_path):
     path = tmp_path / "artifact"
     path.mkdir()
-    (path / "content").write_text("old")
+    (path / "content").write_text("old", encoding="utf-8")
     full = OSError(errno.ENOSPC, "No space left on device")
     for error in (full, RuntimeError("RESOURCE_EXHAUSTED: x.tmp; No space left on device")):
         with (
@@ -175,13 +177,13 @@ def test_failed_write_keeps_the_older_artifact(tmp_path):
             artifacts.whole(path) as temporary,
         ):
             temporary.mkdir()
-            (temporary / "content").write_text("half")
+            (temporary / "content").write_text("half", encoding="utf-8")
             raise error
         assert raised.value.exit_code == 1
     with pytest.raises(ZeroDivisionError), artifacts.whole(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
-    assert (path / "content").read_text() == "old"
+    assert (path / "content").read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
 
@@ -194,7 +196,7 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
             with artifacts.whole(path) as temporary:
                 temporary.mkdir()
                 for part in range(20):
-                    (temporary / str(part)).write_text(mark)
+                    (temporary / str(part)).write_text(mark, encoding="utf-8")
         except Exception as error:
             failures.append(error)
 
@@ -206,7 +208,7 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
     assert failures == []
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
     assert len(list(path.iterdir())) == 20
-    assert len({p.read_text() for p in path.iterdir()}) == 1, "parts of two writers in one folder"
+    assert len({p.read_text(encoding="utf-8") for p in path.iterdir()}) == 1, "parts of two writers in one folder"
 
 
 def test_calibration_sample_is_balanced_seeded_and_without_repetition():
@@ -269,7 +271,7 @@ def test_tensorrt_missing_says_how_to_install_it(monkeypatch):
 def test_tensorrt_is_found_in_its_package(tmp_path, monkeypatch):
     folder = tmp_path / "tensorrt_libs"
     folder.mkdir()
-    (folder / "__init__.py").write_text("raise RuntimeError('looking for a package must not run it')")
+    (folder / "__init__.py").write_text("raise RuntimeError('looking for a package must not run it')", encoding="utf-8")
     (folder / "libnvinfer.so.8").write_bytes(b"")
     monkeypatch.syspath_prepend(tmp_path)
     assert tensorrt_library.find() == folder
@@ -282,7 +284,7 @@ def test_library_answers_to_another_name():
     wanted = "libwanted_by_a_test.so.8.6.1"
     with pytest.raises(OSError):
         ctypes.CDLL(wanted)
-    maps = Path("/proc/self/maps").read_text().split()
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").split()
     math = next(Path(word) for word in maps if Path(word).name.startswith(("libm.so", "libm-")))
     tensorrt_library.load_as(wanted, math)
     library = ctypes.CDLL(wanted)
@@ -299,7 +301,7 @@ from pipeline import device
 device.tensorflow()
 from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as tf2tensorrt
 print(tf2tensorrt.is_tensorrt_enabled())
-words = Path("/proc/self/maps").read_text().split()
+words = Path("/proc/self/maps").read_text(encoding="utf-8").split()
 library = next(Path(word) for word in words if Path(word).name.startswith(("libm.so", "libm-")))
 for name in tensorrt_library.LIBRARIES:
     tensorrt_library.load_as(f"{name}.so.{tensorrt_library.VERSION}", library)

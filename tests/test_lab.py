@@ -22,7 +22,7 @@ def test_the_kernel_is_this_interpreter_whatever_the_user_installed(tmp_path):
     other = tmp_path / "data" / "kernels" / "python3"
     other.mkdir(parents=True)
     content = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
-    (other / "kernel.json").write_text(json.dumps(content))
+    (other / "kernel.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -55,8 +55,8 @@ def test_the_kernel_is_this_interpreter_whatever_the_user_installed(tmp_path):
                     with urllib.request.urlopen(request, timeout=10) as answer:
                         return answer.read(), answer.url
                 except urllib.error.URLError:
-                    assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-                    assert server.poll() is None, (tmp_path / "log").read_text()
+                    assert time.monotonic() < deadline, (tmp_path / "log").read_text(encoding="utf-8")
+                    assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
                     time.sleep(0.2)
 
         specifications = json.loads(ask("/api/kernelspecs")[0])

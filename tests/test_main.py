@@ -93,7 +93,7 @@ def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(fo
     other = folder / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
     content = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
-    (other / "kernel.json").write_text(json.dumps(content))
+    (other / "kernel.json").write_text(json.dumps(content), encoding="utf-8")
 
     arguments = ["--name", "mine", "-p", "epochs", "3", "-p", "rate", "2", "-p", "limit", "10", "-p", "data", "2024"]
     places = {"JUPYTER_PATH": str(folder / "jupyter"), "JUPYTER_DATA_DIR": str(folder / "jupyter"), "HOME": "/dev/null"}
@@ -108,14 +108,17 @@ def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(fo
     assert printed(executed / "10_third.ipynb") == ["runs/mine 10"]
     assert errors == ""
     assert output.splitlines()[-1] == "Executed notebooks: runs/mine/notebooks · report: runs/mine/report.html"
-    assert not any((folder / "notebooks" / f"{n}.ipynb").read_text().count('"text"') for n in ("01_first", "02_second"))
+    assert not any(
+        (folder / "notebooks" / f"{n}.ipynb").read_text(encoding="utf-8").count('"text"')
+        for n in ("01_first", "02_second")
+    )
 
-    page = Page((folder / "runs" / "mine" / "report.html").read_text())
+    page = Page((folder / "runs" / "mine" / "report.html").read_text(encoding="utf-8"))
     assert page.anchors == ["01_first", "02_second", "10_third"]
     assert set(page.anchors) <= page.ids
     assert any(source.startswith("data:image/png") for source in page.fetched)
     assert all(not source or source.startswith("data:") for source in page.fetched)
-    text = (folder / "runs" / "mine" / "report.html").read_text()
+    text = (folder / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
     assert text.index("Chapter 01_first") < text.index("Chapter 02_second") < text.index("was here")
     assert not re.search(r"import\([\"']https?:|@import|url\(https?:", text)
 
@@ -135,8 +138,8 @@ def test_the_table_of_artifacts_and_where_they_are(capsys):
 folder = pathlib.Path("runs", name)
 (folder / "export").mkdir()
 for file in ("model.keras", "export/model_int8.tflite"):
-    (folder / file).write_text("x")
-(folder / "export" / "export.json").write_text(json.dumps({{"model_int8.tflite": {row!r}}}))""",
+    (folder / file).write_text("x", encoding="utf-8")
+(folder / "export" / "export.json").write_text(json.dumps({{"model_int8.tflite": {row!r}}}), encoding="utf-8")""",
     )
     assert __main__.main(["--name", "trained"]) == 0
     output = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
@@ -203,11 +206,11 @@ def test_ctrl_c_stops_the_kernel_and_says_so(folder):
     )
     process = start("--name", "x")
     deadline = time.monotonic() + 60
-    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+    while not (folder / "pid").exists() or not (folder / "pid").read_text(encoding="utf-8"):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    kernel = int((folder / "pid").read_text())
+    kernel = int((folder / "pid").read_text(encoding="utf-8"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -259,14 +262,14 @@ def test_no_notebooks_or_a_damaged_one_is_a_sentence(folder):
     with pytest.raises(PipelineError, match="There are no notebooks in"):
         __main__.main([])
     (folder / "notebooks").mkdir()
-    (folder / "notebooks" / "01_a.ipynb").write_text("{")
+    (folder / "notebooks" / "01_a.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(PipelineError, match=r"notebooks/01_a.ipynb is no readable notebook \("):
         __main__.main([])
 
 
 def test_runs_that_cannot_be_written_are_a_sentence(folder):
     write("01_a", "a = 1")
-    (folder / "runs").write_text("a file")
+    (folder / "runs").write_text("a file", encoding="utf-8")
     with pytest.raises(PipelineError, match="runs"):
         __main__.main([])
     with pytest.raises(PipelineError, match="runs"):
@@ -302,6 +305,6 @@ def test_two_chapters_with_the_same_cell_ids_make_one_valid_report(folder):
         notebook = v4.new_notebook(cells=[v4.new_markdown_cell("## Where [it] begins", id="same")])
         nbformat.write(notebook, folder / f"{name}.ipynb")
     notebooks.write_report([folder / "01_a.ipynb", folder / "02_b.ipynb"], "both", folder / "report.html")
-    page = Page((folder / "report.html").read_text())
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.anchors == ["01_a", "02_b"]
-    assert "Where it begins" in (folder / "report.html").read_text()
+    assert "Where it begins" in (folder / "report.html").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def checkout(tmp_path_factory):
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "scripts" / "bootstrap.py", folder / "scripts")
     for name in ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt"):
-        (folder / name).write_text("# nothing\n")
+        (folder / name).write_text("# nothing\n", encoding="utf-8")
     return folder, make(folder, "install")
 
 
@@ -60,7 +60,7 @@ def test_new_requirements_are_installed_into_the_same_environment(checkout):
     folder, _ = checkout
     kept = folder / ".venv" / "kept"
     kept.touch()
-    (folder / "constraints.txt").write_text("# something else\n")
+    (folder / "constraints.txt").write_text("# something else\n", encoding="utf-8")
     result = make(folder, "install")
     assert result.returncode == 0, result.stderr
     assert "Installing requirements.txt" in result.stdout
@@ -85,14 +85,14 @@ def test_a_moved_checkout_is_installed_again(checkout):
     try:
         result = make(moved, "install")
         assert "Making .venv" in result.stdout
-        assert str(moved) in (moved / ".venv" / "bin" / "pip").read_text().splitlines()[0]
+        assert str(moved) in (moved / ".venv" / "bin" / "pip").read_text(encoding="utf-8").splitlines()[0]
     finally:
         moved.rename(folder)
 
 
 def test_a_failed_download_is_one_sentence_and_the_last_lines(checkout):
     folder, _ = checkout
-    (folder / "requirements.txt").write_text("no-such-package-anywhere==1.0\n")
+    (folder / "requirements.txt").write_text("no-such-package-anywhere==1.0\n", encoding="utf-8")
     try:
         result = make(
             folder,
@@ -106,10 +106,10 @@ def test_a_failed_download_is_one_sentence_and_the_last_lines(checkout):
         assert result.returncode != 0
         assert "error: The packages could not be downloaded; check the network" in result.stderr
         assert "no-such-package-anywhere" in result.stderr
-        assert "no-such-package-anywhere" in (folder / ".venv" / "install.log").read_text()
+        assert "no-such-package-anywhere" in (folder / ".venv" / "install.log").read_text(encoding="utf-8")
         assert not (folder / ".venv" / ".installed").exists()
     finally:
-        (folder / "requirements.txt").write_text("# nothing\n")
+        (folder / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
 
 
 def test_another_python_is_one_sentence(bootstrap, monkeypatch, capsys):
@@ -200,7 +200,7 @@ def test_clean_keeps_the_runs(checkout, tmp_path):
 
 def test_continuous_integration_runs_make_test_in_the_root(tmp_path):
     recorder = tmp_path / "make"
-    recorder.write_text('#!/bin/sh\necho "$PWD $*"; cat\n')
+    recorder.write_text('#!/bin/sh\necho "$PWD $*"; cat\n', encoding="utf-8")
     recorder.chmod(0o755)
     result = subprocess.run(
         [ROOT / ".ci" / "run"],

@@ -43,7 +43,7 @@ def test_multirun_makes_a_run_folder_for_each_combination_and_compares_them():
         frame["test_accuracy"] == [runs.find(f"sweep/{job}").metrics["test_accuracy"] for job in frame["run"]]
     ).all()
     assert Path("runs/sweep/comparison.png").stat().st_size > 5000
-    assert Path("runs/sweep/comparison.csv").read_text().count("\n") == 5
+    assert Path("runs/sweep/comparison.csv").read_text(encoding="utf-8").count("\n") == 5
 
 
 def test_failing_job_of_a_multirun_does_not_stop_the_others():
@@ -98,7 +98,7 @@ def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
     loop = train.build_loop(settings, datasets.load("digits", limit_per_class=40))
     assert not loop.xla
     with pytest.raises(PipelineError, match="XLA cannot compile a custom operation"):
-        train.compiles(True, loop.network)
+        train.compiles(True, "float32", loop.network)
     run = train.train({**settings, "name": "custom"})
     saved = [layer for layer in run.load_model()._flatten_layers() if getattr(layer, "has_custom_operation", False)]
     assert {layer.operations for layer in saved} == {"tensorflow"}

@@ -34,7 +34,7 @@ def test_the_run_is_whole_and_the_latest(workshop):
         assert (run / name).is_file(), name
     ending = "Executed notebooks: runs/book/notebooks · report: runs/book/report.html · artifacts: runs/book/export"
     assert done.stdout.splitlines()[-1] == ending
-    recorded = json.loads((run / "export" / "export.json").read_text())
+    recorded = json.loads((run / "export" / "export.json").read_text(encoding="utf-8"))
     assert "model_int8.tflite" in recorded
     assert "model_int8.tflite" in done.stdout
     assert done.stderr == "", "the terminal stays free of noise"

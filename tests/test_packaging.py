@@ -22,7 +22,7 @@ def normal(name):
 def pins(file):
     """Names and versions in a requirements file: {name: version}; every line must be a pin, an include or a comment."""
     found = {}
-    for line in (ROOT / file).read_text().splitlines():
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
         line = line.split("#")[0].strip()
         if not line or line.startswith(("-r ", "-c ")):
             continue
@@ -36,7 +36,7 @@ def pins(file):
 @pytest.mark.parametrize("file", REQUIREMENTS)
 def test_requirements_agree_with_the_constraints(file):
     constraints = pins("constraints.txt")
-    included = re.findall(r"^-[rc] (\S+)", (ROOT / file).read_text(), flags=re.MULTILINE)
+    included = re.findall(r"^-[rc] (\S+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert included, "neither the constraints nor a file that has them is included"
     for name in included:
         assert (ROOT / name).is_file()
@@ -49,7 +49,7 @@ def test_requirements_agree_with_the_constraints(file):
 def test_the_gpu_stack_builds_on_the_cpu_stack():
     cpu, gpu = pins("requirements.txt"), pins("requirements-gpu.txt")
     assert gpu["tensorflow"] == cpu["tensorflow"]
-    assert "-r requirements.txt" in (ROOT / "requirements-gpu.txt").read_text().splitlines()
+    assert "-r requirements.txt" in (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
     assert {"cudf-cu12", "cupy-cuda12x", "numba-cuda"} <= set(gpu)
 
 
@@ -66,8 +66,8 @@ def test_every_import_of_the_packages_is_a_requirement():
     modules, named = set(), set()
     for folder in ("pipeline", "export"):
         for path in (ROOT / folder).rglob("*.py"):
-            named |= set(re.findall(r"requirements[a-z-]*\.txt", path.read_text()))
-            for node in ast.walk(ast.parse(path.read_text())):
+            named |= set(re.findall(r"requirements[a-z-]*\.txt", path.read_text(encoding="utf-8")))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     modules |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -80,11 +80,11 @@ def test_every_import_of_the_packages_is_a_requirement():
 
 
 def test_conda_and_docker_take_the_same_pins():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     python = dict(entry.split("=") for entry in conda)["python"]
-    dockerfile = (ROOT / "Dockerfile").read_text()
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(rf"^FROM python:{re.escape(python)}-", dockerfile, flags=re.MULTILINE)
     assert python.startswith("3.11.")
     for entry in pip:  # no version of its own that could drift: only the requirements file
@@ -99,7 +99,7 @@ def test_conda_and_docker_take_the_same_pins():
 
 
 def test_compose_has_the_three_services_and_reserves_the_gpu_for_two():
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
     assert set(services) == {"pipeline", "lab", "tensorboard"}
     reserved = set()
     for name, service in services.items():
@@ -120,7 +120,7 @@ def test_no_registry_is_named():
     """Where packages come from is the user's own setting."""
     files = [*REQUIREMENTS, "constraints.txt", "environment.yml", "Dockerfile", "compose.yaml", "Makefile"]
     for file in files:
-        content = (ROOT / file).read_text()
+        content = (ROOT / file).read_text(encoding="utf-8")
         assert not re.search(r"index-url|find-links|pypi\.|://(?!127\.0\.0\.1)", content), file
 
 
@@ -133,7 +133,7 @@ def test_the_five_chapters_come_first():
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_notebook_is_committed_clean_and_thin(name):
-    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert next(c["cell_type"] for c in notebook["cells"]) == "markdown", "a chapter begins with words"
     tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]

@@ -175,7 +175,7 @@ def test_a_run_by_name_folder_or_default(exported_run, tmp_path, monkeypatch):
 
 
 def test_what_is_no_artifact(tmp_path, exported_run):
-    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.tflite").write_bytes(b"x" * 100)
     (tmp_path / "broken.keras").write_bytes(b"x" * 100)
@@ -226,7 +226,7 @@ def test_an_artifact_without_class_names(exported_run, tmp_path, digit_images):
 
 def test_class_names_of_another_run_are_refused(exported_run, tmp_path):
     shutil.copytree(exported_run.export_dir / "saved_model", tmp_path / "copy")
-    (tmp_path / "copy" / "labels.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
+    (tmp_path / "copy" / "labels.json").write_text(json.dumps({"class_names": ["cat", "dog"]}), encoding="utf-8")
     with pytest.raises(PipelineError, match="answers with 10 classes, but 2 class names"):
         Predictor.load(tmp_path / "copy")
 
@@ -234,7 +234,7 @@ def test_class_names_of_another_run_are_refused(exported_run, tmp_path):
 def test_a_tftrt_folder_without_a_gpu(exported_run, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     shutil.copytree(exported_run.export_dir / "saved_model", tmp_path / "tftrt_int8")
-    (tmp_path / "tftrt_int8" / "tftrt.json").write_text('{"compute_capability": [9, 0]}')
+    (tmp_path / "tftrt_int8" / "tftrt.json").write_text('{"compute_capability": [9, 0]}', encoding="utf-8")
     with pytest.raises(PipelineError, match=r"needs an NVIDIA GPU and TensorRT.*export\.tflite_infer") as raised:
         Predictor.load(tmp_path / "tftrt_int8")
     assert raised.value.exit_code == 2

@@ -38,12 +38,12 @@ def jpeg(colour) -> bytes:
 def written(root: Path) -> Path:
     """The official layout with four classes: ten training images a class, three for validation."""
     root.mkdir(parents=True, exist_ok=True)
-    (root / "wnids.txt").write_text("\n".join(IDENTIFIERS))
-    (root / "words.txt").write_text(WORDS)
+    (root / "wnids.txt").write_text("\n".join(IDENTIFIERS), encoding="utf-8")
+    (root / "words.txt").write_text(WORDS, encoding="utf-8")
     for identifier, colour in COLOURS.items():
         folder = root / "train" / identifier / "images"
         folder.mkdir(parents=True)
-        (folder.parent / f"{identifier}_boxes.txt").write_text(f"{identifier}_0.JPEG\t0\t0\t62\t62\n")
+        (folder.parent / f"{identifier}_boxes.txt").write_text(f"{identifier}_0.JPEG\t0\t0\t62\t62\n", encoding="utf-8")
         for index in range(10):
             (folder / f"{identifier}_{index}.JPEG").write_bytes(jpeg(colour))
     lines = []
@@ -52,7 +52,7 @@ def written(root: Path) -> Path:
         identifier = IDENTIFIERS[index % 4]
         (root / "val" / "images" / f"val_{index}.JPEG").write_bytes(jpeg(COLOURS[identifier]))
         lines.append(f"val_{index}.JPEG\t{identifier}\t0\t32\t44\t62\n")
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines), encoding="utf-8")
     (root / "test" / "images").mkdir(parents=True)
     (root / "test" / "images" / "test_0.JPEG").write_bytes(jpeg(0))  # without a label: not used
     return root
@@ -117,7 +117,7 @@ def remove(name):
 
 
 def replace(name, content):
-    return lambda root: (root / name).write_text(content)
+    return lambda root: (root / name).write_text(content, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_wrong_lists_get_one_sentence(tmp_path, tmp_path_factory, damage, words,
 
 def test_a_label_that_is_no_class_gets_one_sentence(tmp_path):
     annotations = written(tmp_path) / "val" / "val_annotations.txt"
-    annotations.write_text(annotations.read_text().replace("n00000004", "n00000008"))
+    annotations.write_text(annotations.read_text(encoding="utf-8").replace("n00000004", "n00000008"))
     with pytest.raises(PipelineError, match="has a test image of 'n00000008', which is not in its wnids"):
         datasets.load("tiny_imagenet", tmp_path)
 
@@ -191,13 +191,13 @@ def test_no_archive_gets_one_sentence(tmp_path):
 def test_a_change_is_noticed(tmp_path):
     before = datasets.load("tiny_imagenet", written(tmp_path))
     shutil.rmtree(tmp_path / "train" / "n00000004")
-    (tmp_path / "wnids.txt").write_text("\n".join(one for one in IDENTIFIERS if one != "n00000004"))
+    (tmp_path / "wnids.txt").write_text("\n".join(one for one in IDENTIFIERS if one != "n00000004"), encoding="utf-8")
     annotations = tmp_path / "val" / "val_annotations.txt"
-    lines = annotations.read_text().splitlines(keepends=True)
+    lines = annotations.read_text(encoding="utf-8").splitlines(keepends=True)
     for line in lines:
         if "n00000004" in line:
             (tmp_path / "val" / "images" / line.split("\t")[0]).unlink()
-    annotations.write_text("".join(line for line in lines if "n00000004" not in line))
+    annotations.write_text("".join(line for line in lines if "n00000004" not in line), encoding="utf-8")
     after = datasets.load("tiny_imagenet", tmp_path)
     assert after.class_names == NAMES[:3] and after.digest != before.digest
 

@@ -58,7 +58,7 @@ class StopIn:
 
 def test_digits_reach_95_percent_and_leave_a_complete_run_folder():
     run = train.train(config.compose(["epochs=6", "name=digits"]))
-    metrics = json.loads(Path("runs/digits/metrics.json").read_text())
+    metrics = json.loads(Path("runs/digits/metrics.json").read_text(encoding="utf-8"))
     assert metrics["test_accuracy"] >= 0.95
     assert metrics["validation_accuracy"] >= metrics["history"][-1]["accuracy"] - 0.05
     assert set(metrics["test_per_class"]) == {str(digit) for digit in range(10)}
@@ -68,7 +68,7 @@ def test_digits_reach_95_percent_and_leave_a_complete_run_folder():
     assert (card.dataset, card.input_shape, card.model) == ("digits", (32, 32, 1), "cnn")
     for name in ("confusion_matrix", "calibration", "mistakes"):
         assert (run.path / "evaluation" / f"test_{name}.png").stat().st_size > 1000
-    with (run.path / "history.csv").open() as file:
+    with (run.path / "history.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert float(rows[-1]["val_accuracy"]) == metrics["history"][-1]["val_accuracy"]
@@ -130,8 +130,7 @@ def test_killed_process_goes_on_from_its_last_whole_epoch():
     assert 3 <= finished < 60
     settings = train.resumed(config.compose(["resume=killed"]))
     training = train.build_loop(settings, datasets.load(**{k: v for k, v in settings["dataset"].items() if v}))
-    variables = [*training.network.variables, *training.optimizer.variables]
-    progress = checkpoints.resume(folder, variables)
+    progress = checkpoints.resume(folder, training.variables)
     assert (progress.epoch, len(progress.history)) == (finished, finished)
 
 
@@ -173,7 +172,7 @@ def test_changed_data_stops_a_resume():
     with pytest.raises(PipelineError):
         train.train(small("epochs=2", "name=d"), callbacks=[StopIn(1)])
     path = Path("runs/d/config.yaml")
-    path.write_text(path.read_text().replace("data_digest: ", "data_digest: x"))
+    path.write_text(path.read_text(encoding="utf-8").replace("data_digest: ", "data_digest: x"))
     with pytest.raises(PipelineError, match="data set has changed"):
         train.train(config.compose(["resume=runs/d"]))
 
@@ -297,6 +296,29 @@ def test_every_precision_trains_and_keeps_float32_weights(precision):
     assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
 
 
+def test_gradients_are_clipped_and_an_overflow_halves_the_loss_scale():
+    tf = device.tensorflow()
+    import keras
+
+    scaler = loop.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
+    scale = float(scaler.scale.value)
+    assert float(scaler.scaled(tf.constant(2.0))) == 2 * scale
+    gradients = [tf.constant([3.0 * scale, 0.0]), tf.constant([4.0 * scale])]  # the unscaled norm is 5
+    first, second = (gradient.numpy() for gradient in scaler.restored(gradients))
+    np.testing.assert_allclose(first, [0.6, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(second, [0.8], rtol=1e-5)
+    small = scaler.restored([tf.constant([0.5 * scale])])[0].numpy()
+    np.testing.assert_allclose(small, [0.5], rtol=1e-5)
+    overflown = scaler.restored([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
+    assert [gradient.numpy().tolist() for gradient in overflown] == [[0.0, 0.0], [0.0]]
+    assert float(scaler.scale.value) == scale / 2
+    scaler.good_steps.assign(scaler.GROWTH_STEPS - 1)
+    scaler.restored([tf.constant([1.0])])
+    assert float(scaler.scale.value) == scale and int(scaler.good_steps.value) == 0
+    plain = loop.GradientScaler(keras.optimizers.SGD(), "float32")
+    assert plain.restored(gradients) is gradients and plain.scaled(2.0) == 2.0
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
 def test_learning_rate_rises_to_its_peak_and_falls(schedule):
     graph = optimizers.schedule_class()(0.3, schedule, 0.25, 100)
@@ -324,7 +346,7 @@ def test_deployable_graph_normalises_inside():
     [
         ("dataset=nothing", r"no dataset 'nothing'; known ones: .*cifar10.*digits"),
         ("model=nothing", r"no model 'nothing'; known ones: .*cnn"),
-        ("augment=nothing", r"no augment 'nothing'; known ones: light, none, standard, strong"),
+        ("augment=nothing", r"no augment 'nothing'; known ones: .*light, none, standard, strong"),
         ("precision=float8", "precision is 'float8'; known values: auto, float32"),
         ("epochs=0", "epochs must be a whole number of at least 1, got 0"),
         ("epochs=many", "epochs must be a whole number"),
@@ -376,5 +398,5 @@ def test_command_trains_then_evaluates_with_a_clean_terminal(tmp_path):
     answer = command("pipeline.evaluate", "runs/latest", "--split", "validation")
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
-    assert "validation_accuracy" in json.loads(Path("runs/first/metrics.json").read_text())
+    assert "validation_accuracy" in json.loads(Path("runs/first/metrics.json").read_text(encoding="utf-8"))
     assert "precision" in answer.stdout and "accuracy" in answer.stdout

@@ -16,6 +16,8 @@ def on_cpu(images, policy, indices, seed, epoch):
     scale = tuple(1 / s for s in STD[:channels])
     shift = tuple(-m / s for m, s in zip(MEAN[:channels], STD[:channels], strict=True))
     out = np.empty((len(indices), *images.shape[1:]), np.float32)
+    if len(indices) == 0:
+        return out
     kernels.launch(
         images, np.asarray(indices, np.int64), device.to_numpy(policy.settings), seed, epoch, scale, shift, out
     )

@@ -36,7 +36,7 @@ def converted(request, trained_run, tmp_path_factory):
 
 def test_engines_are_built_saved_and_described(converted):
     run, path = converted
-    manifest = json.loads((path / "tftrt.json").read_text())
+    manifest = json.loads((path / "tftrt.json").read_text(encoding="utf-8"))
     assert manifest["engines"] >= 1
     assert manifest["nodes_converted"] / manifest["nodes"] > 0.8
     assert manifest["profile_batches"] == [1, 64, 1024]
@@ -101,7 +101,7 @@ def test_fresh_process_needs_no_library_path(converted, digit_images):
         pytest.skip("TensorRT is installed for the whole system here")
     run, _ = converted
     ctypes.CDLL("libnvinfer.so.8", mode=ctypes.RTLD_GLOBAL)
-    words = Path("/proc/self/maps").read_text().split()
+    words = Path("/proc/self/maps").read_text(encoding="utf-8").split()
     library = next(Path(word) for word in words if Path(word).name.startswith("libnvinfer.so"))
     if library.parent.name not in ("tensorrt_libs", "tensorrt"):
         pytest.skip(f"TensorRT is not installed as a package here but in {library.parent}")
@@ -117,7 +117,9 @@ def test_fresh_process_needs_no_library_path(converted, digit_images):
 def test_engines_of_another_gpu_are_refused(converted, tmp_path):
     _, path = converted
     shutil.copytree(path, tmp_path / path.name)
-    manifest = json.loads((path / "tftrt.json").read_text())
-    (tmp_path / path.name / "tftrt.json").write_text(json.dumps(manifest | {"compute_capability": [5, 0]}))
+    manifest = json.loads((path / "tftrt.json").read_text(encoding="utf-8"))
+    (tmp_path / path.name / "tftrt.json").write_text(
+        json.dumps(manifest | {"compute_capability": [5, 0]}), encoding="utf-8"
+    )
     with pytest.raises(PipelineError, match=r"compute capability \(5, 0\).*make them again here"):
         Predictor.load(tmp_path / path.name)
