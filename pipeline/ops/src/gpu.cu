@@ -18,15 +18,30 @@ constexpr int kInFlight = 4;      // vectors of each input that a thread loads b
 constexpr int kBlocksPerSm = 4;   // of the gradient's kernel: enough loads in flight, and few partial sums
 constexpr int64_t kMaxGridY = 65535;
 
-// Width elements that are loaded and stored at once: 16 bytes where the pointers allow it, else single elements.
+// Width elements that are loaded and stored at once: 16 bytes where the pointers allow it, else single elements. Of the
+// half types two make one register, which is what keeps a vector in the registers it was loaded into until it is used.
 template <typename T, int width>
 struct alignas(sizeof(T) * width) Vector {
   T element[width];
+};
+template <>
+struct alignas(16) Vector<__half, 8> {
+  uint32_t pair[4];
+};
+template <>
+struct alignas(16) Vector<__nv_bfloat16, 8> {
+  uint32_t pair[4];
 };
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
 __device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float2 widen(__half, uint32_t pair) {
+  return __half22float2(reinterpret_cast<const __half2&>(pair));
+}
+__device__ __forceinline__ float2 widen(__nv_bfloat16, uint32_t pair) {
+  return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pair));
+}
 
 template <typename T>
 __device__ __forceinline__ T narrow(float value);
@@ -42,47 +57,68 @@ template <>
 __device__ __forceinline__ __nv_bfloat16 narrow(float value) {
   return __float2bfloat16_rn(value);
 }
-
-// Two values become one 32-bit register in one instruction.
-__device__ __forceinline__ void narrow_pair(float a, float b, float* target) { target[0] = a, target[1] = b; }
-__device__ __forceinline__ void narrow_pair(float a, float b, __half* target) {
-  *reinterpret_cast<__half2*>(target) = __floats2half2_rn(a, b);
+__device__ __forceinline__ uint32_t narrow(__half, float a, float b) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  return reinterpret_cast<const uint32_t&>(pair);
 }
-__device__ __forceinline__ void narrow_pair(float a, float b, __nv_bfloat16* target) {
-  *reinterpret_cast<__nv_bfloat162*>(target) = __floats2bfloat162_rn(a, b);
+__device__ __forceinline__ uint32_t narrow(__nv_bfloat16, float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 template <typename T, int width>
-__device__ __forceinline__ Vector<T, width> narrow(const float (&values)[width]) {
-  Vector<T, width> vector;
-  if constexpr (width == 1) {
-    vector.element[0] = narrow<T>(values[0]);
+__device__ __forceinline__ void widen(const Vector<T, width>& vector, float (&values)[width]) {
+  if constexpr (sizeof(T) == 2 && width > 1) {
+#pragma unroll
+    for (int i = 0; i < width / 2; ++i) {
+      const float2 pair = widen(T(), vector.pair[i]);
+      values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < width; i += 2) narrow_pair(values[i], values[i + 1], vector.element + i);
+    for (int i = 0; i < width; ++i) values[i] = widen(vector.element[i]);
+  }
+}
+
+template <typename T, int width>
+__device__ __forceinline__ void narrow(const float (&values)[width], Vector<T, width>& vector) {
+  if constexpr (sizeof(T) == 2 && width > 1) {
+#pragma unroll
+    for (int i = 0; i < width / 2; ++i) vector.pair[i] = narrow(T(), values[2 * i], values[2 * i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < width; ++i) vector.element[i] = narrow<T>(values[i]);
+  }
+}
+
+// Elements [first, first + width) of `count`; what lies behind the end reads as 0 and is not written. The halves of a
+// pair are put together here and taken apart where they are used: taken apart here, the compiler would do it in the
+// branch, wait there for the memory, and load one vector after the other.
+template <typename T, int width>
+__device__ __forceinline__ Vector<T, width> load(const T* source, int64_t first, int64_t count) {
+  Vector<T, width> vector;
+  if (first + width <= count) {
+    vector = *reinterpret_cast<const Vector<T, width>*>(source + first);
+  } else {
+    float values[width];
+#pragma unroll
+    for (int i = 0; i < width; ++i) values[i] = first + i < count ? widen(source[first + i]) : 0.0f;
+    narrow<T, width>(values, vector);  // exact
   }
   return vector;
 }
 
-// Elements [first, first + width) of `count`; what lies behind the end reads as 0 and is not written.
 template <typename T, int width>
-__device__ __forceinline__ Vector<T, width> load(const T* source, int64_t first, int64_t count) {
-  if (first + width <= count) return *reinterpret_cast<const Vector<T, width>*>(source + first);
-  Vector<T, width> vector;
-#pragma unroll
-  for (int i = 0; i < width; ++i) vector.element[i] = first + i < count ? source[first + i] : narrow<T>(0.0f);
-  return vector;
-}
-
-template <typename T, int width>
-__device__ __forceinline__ void store(T* target, int64_t first, int64_t count, const Vector<T, width>& vector) {
+__device__ __forceinline__ void store(T* target, int64_t first, int64_t count, const float (&values)[width]) {
   if (first + width <= count) {
+    Vector<T, width> vector;
+    narrow<T, width>(values, vector);
     *reinterpret_cast<Vector<T, width>*>(target + first) = vector;
     return;
   }
 #pragma unroll
   for (int i = 0; i < width; ++i) {
-    if (first + i < count) target[first + i] = vector.element[i];
+    if (first + i < count) target[first + i] = narrow<T>(values[i]);
   }
 }
 
@@ -101,17 +137,18 @@ __global__ void __launch_bounds__(kThreads) leaky_relu_kernel(const T* dy, const
     }
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
-      float values[width];
+      float values[width], along[width];
+      widen<T, width>(features[k], values);
+      if constexpr (backward) widen<T, width>(gradients[k], along);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        const float value = widen(features[k].element[i]);
         if constexpr (backward) {
-          values[i] = leaky_relu_slope(widen(gradients[k].element[i]), value, alpha);
+          values[i] = leaky_relu_slope(along[i], values[i], alpha);
         } else {
-          values[i] = leaky_relu_of(value, alpha);
+          values[i] = leaky_relu_of(values[i], alpha);
         }
       }
-      store<T, width>(output, first + k * kThreads * width, count, narrow<T, width>(values));
+      store<T, width>(output, first + k * kThreads * width, count, values);
     }
   }
 }
@@ -154,9 +191,7 @@ Walk walk_of(Matrix matrix, int width, bool backward) {
 template <typename T, int width>
 __device__ __forceinline__ void load_bias(const T* bias, const Walk& walk, int64_t slot, float (&values)[width]) {
   if (walk.group == 1) {
-    const Vector<T, width> vector = load<T, width>(bias, slot * width, walk.columns);
-#pragma unroll
-    for (int i = 0; i < width; ++i) values[i] = widen(vector.element[i]);
+    widen<T, width>(reinterpret_cast<const Vector<T, width>*>(bias)[slot], values);
     return;
   }
   int64_t column = slot * width % walk.columns;
@@ -183,9 +218,10 @@ __global__ void __launch_bounds__(kThreads) bias_gelu_kernel(const T* x, const T
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
       float values[width];
+      widen<T, width>(features[k], values);
 #pragma unroll
-      for (int i = 0; i < width; ++i) values[i] = Gelu<approximate>::value(widen(features[k].element[i]) + biases[i]);
-      store<T, width>(y, first + k * step, walk.count, narrow<T, width>(values));
+      for (int i = 0; i < width; ++i) values[i] = Gelu<approximate>::value(values[i] + biases[i]);
+      store<T, width>(y, first + k * step, walk.count, values);
     }
   }
 }
@@ -213,14 +249,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       }
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
-        float values[width];
+        float values[width], along[width];
+        widen<T, width>(features[k], values);
+        widen<T, width>(gradients[k], along);
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-          const float slope = Gelu<approximate>::slope(widen(features[k].element[i]) + biases[i]);
-          values[i] = widen(gradients[k].element[i]) * slope;
+          values[i] = along[i] * Gelu<approximate>::slope(values[i] + biases[i]);
           totals[i] += values[i];
         }
-        store<T, width>(dx, first + k * step, walk.count, narrow<T, width>(values));
+        store<T, width>(dx, first + k * step, walk.count, values);
       }
     }
   }
