@@ -72,8 +72,7 @@ class Loop:
         self.xla = xla
         self.workers = workers
         if optimizer is not None:
-            self._scaler = GradientScaler(optimizer, precision)
-            self._train_steps = _training_graph(network, optimizer, self._scaler, label_smoothing, xla, workers)
+            self._train_steps = _training_graph(network, optimizer, label_smoothing, xla, workers)
         self._evaluate_steps = _evaluation_graph(network, label_smoothing, xla)
 
     def train_epoch(
@@ -159,8 +158,8 @@ class Loop:
 
     @property
     def variables(self) -> list[Any]:
-        """Everything a checkpoint must hold: the network's, the optimizer's and the loss scale's variables."""
-        return [*self.network.variables, *self.optimizer.variables, *self._scaler.variables]
+        """Everything a checkpoint must hold: the network's and the optimizer's variables."""
+        return [*self.network.variables, *self.optimizer.variables]
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -206,59 +205,7 @@ def _smoothed(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 
-class GradientScaler:
-    """Loss scaling and clipping of gradients, together in one pass over them.
-
-    With float16 activations the loss is multiplied by a scale, so that small gradients do not vanish (Micikevicius et
-    al., 2018); it halves when a gradient overflows and doubles after `GROWTH_STEPS` steps without. Such a step's
-    gradients become zero. Keras's own optimizer wrapper branches instead, and a branch makes the GPU wait for the host
-    in every step.
-
-    Args:
-        optimizer: A Keras optimizer; its `global_clipnorm` is taken over.
-        precision: The dtype policy's name; only ``mixed_float16`` scales the loss.
-    """
-
-    GROWTH_STEPS = 2000
-
-    def __init__(self, optimizer: Any, precision: str):
-        import keras
-
-        self.clip_norm, optimizer.global_clipnorm = optimizer.global_clipnorm, None
-        self.variables: list[Any] = []
-        if precision == "mixed_float16":
-            self.scale = keras.Variable(2.0**13, trainable=False, dtype="float32", name="loss_scale")
-            self.good_steps = keras.Variable(0, trainable=False, dtype="int32", name="steps_since_overflow")
-            self.variables = [self.scale, self.good_steps]
-
-    def scaled(self, loss: Any) -> Any:
-        """The loss to differentiate, a float32 scalar."""
-        return loss * self.scale.value if self.variables else loss
-
-    def restored(self, gradients: list[Any]) -> list[Any]:
-        """The gradients of the unscaled loss, clipped; zeros where any of them overflowed."""
-        tf = device.tensorflow()
-        if not self.variables and self.clip_norm is None:
-            return gradients
-        norm = tf.linalg.global_norm(gradients)
-        factor = tf.constant(1.0)
-        if self.variables:
-            scale, steps = self.scale.value, self.good_steps.value + 1
-            finite, grow = tf.math.is_finite(norm), steps >= self.GROWTH_STEPS
-            factor, norm = tf.where(finite, 1 / scale, 0.0), norm / scale
-            self.scale.assign(tf.where(finite, tf.where(grow, scale * 2, scale), tf.maximum(scale / 2, 1.0)))
-            self.good_steps.assign(tf.where(tf.logical_and(finite, tf.logical_not(grow)), steps, 0))
-        if self.clip_norm is not None:
-            limited = tf.minimum(1.0, self.clip_norm / tf.maximum(norm, 1e-12))
-            factor *= limited if not self.variables else tf.where(tf.math.is_finite(norm), limited, 0.0)
-        if not self.variables:
-            return [gradient * factor for gradient in gradients]
-        return [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients]
-
-
-def _training_graph(
-    network: Any, optimizer: Any, scaler: GradientScaler, label_smoothing: float, xla: bool, workers: Cluster
-) -> Callable:
+def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: bool, workers: Cluster) -> Callable:
     """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
     Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because it cannot
@@ -277,14 +224,14 @@ def _training_graph(
             logits = network(images, training=True)
             loss = tf.reduce_mean(_smoothed(tf, logits, labels, label_smoothing))
             penalised = loss + tf.add_n(network.losses) if network.losses else loss
-            scaled = scaler.scaled(penalised)
+            scaled = optimizer.scale_loss(penalised)
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
         images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
         return tape.gradient(scaled, variables), loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
 
     @tf.function(jit_compile=xla and not alone)
     def update(gradients: Any) -> None:
-        optimizer.apply(scaler.restored(gradients), variables)
+        optimizer.apply(gradients, variables)
 
     @tf.function(jit_compile=xla and alone)
     def train_steps(images: Any, labels: Any) -> Any:

@@ -40,6 +40,8 @@ def build(options: dict[str, Any], *, schedule: str, warmup: float, total_steps:
         raise PipelineError(f"The optimizer {name} does not take these options ({error}).") from None
     if optimizer.weight_decay is not None:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if keras.config.dtype_policy().name == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 

@@ -103,3 +103,41 @@ def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
     saved = [layer for layer in run.load_model()._flatten_layers() if getattr(layer, "has_custom_operation", False)]
     assert {layer.operations for layer in saved} == {"tensorflow"}
     assert run.metrics["history"][1]["loss"] < run.metrics["history"][0]["loss"]
+
+
+def test_two_workers_share_each_batch_and_agree(tmp_path):
+    import json
+    import socket
+
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            ports.append(probe.getsockname()[1])
+    addresses = [f"localhost:{port}" for port in ports]
+    workers = []
+    for index in range(2):
+        cluster = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "TF_CONFIG": cluster}
+        command = [sys.executable, "-m", "pipeline.train", *SMALL, "epochs=2", "cluster=environment", "name=pair"]
+        workers.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    answers = [worker.communicate(timeout=240) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], answers
+    seen = [
+        [line.split("  learning")[0] for line in output.splitlines() if line.startswith("epoch")]
+        for output, _ in answers
+    ]
+    assert len(seen[0]) == 2 and seen[0] == seen[1]  # the same loss and accuracy: they hold the same weights
+    assert runs.find("pair").metrics["epochs"] == 2
+
+
+def test_cluster_without_its_description_is_one_sentence(monkeypatch):
+    from pipeline import cluster
+
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(PipelineError, match="needs the variable TF_CONFIG"):
+        cluster.connect("environment")
+    with pytest.raises(PipelineError, match="known values: none, slurm, environment"):
+        cluster.connect("kubernetes")

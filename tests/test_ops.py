@@ -311,7 +311,8 @@ while [ $# -gt 0 ]; do if [ "$1" = -o ]; then target=$2; fi; shift; done
 sleep "${{FAKE_SLEEP:-0}}"
 if [ -n "$FAKE_ERROR" ]; then echo "$FAKE_ERROR" >&2; exit 1; fi
 echo object > "$target"
-"""
+""",
+        encoding="utf-8",
     )
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
@@ -323,7 +324,7 @@ echo object > "$target"
 
 
 def count(calls):
-    return len(calls.read_text().splitlines()) if calls.exists() else 0
+    return len(calls.read_text(encoding="utf-8").splitlines()) if calls.exists() else 0
 
 
 def left_in(folder):
@@ -353,14 +354,14 @@ def test_other_sources_build_anew(fake_compiler, monkeypatch, tmp_path):
         (sources / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(building, "SOURCES", sources)
     assert building.toolchain().digest() == first
-    (sources / "formulas.h").write_text("// changed")
+    (sources / "formulas.h").write_text("// changed", encoding="utf-8")
     assert building.toolchain().digest() != first
 
 
 def test_a_damaged_library_is_built_again(fake_compiler):
     path = building.build()
     path.write_bytes(b"")
-    assert building.build() == path and path.read_text() == "object\n"
+    assert building.build() == path and path.read_text(encoding="utf-8") == "object\n"
 
 
 def test_two_at_once_build_once(fake_compiler, monkeypatch):
@@ -412,7 +413,7 @@ def test_a_compiler_without_an_end_is_stopped(fake_compiler, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(fake_compiler, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "file"))
     with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
         building.build()
@@ -455,7 +456,7 @@ def test_a_gpu_without_nvcc_is_one_sentence(monkeypatch, tmp_path):
         with pytest.raises(PipelineError, match=r"no nvcc is found; install the CUDA toolkit or set CUDA_HOME"):
             building.toolchain()
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\n", encoding="utf-8")
     (tmp_path / "bin" / "nvcc").chmod(0o755)
     monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
     tools = building.toolchain()
@@ -587,7 +588,9 @@ def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_
     assert command.main() == 0
     printed = capsys.readouterr().out
     assert "ok     worked example" in printed and "XLA" in printed and "of copy" in printed
-    kept = json.loads((tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}.json").read_text())
+    kept = json.loads(
+        (tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}.json").read_text(encoding="utf-8")
+    )
     assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32"
     rows = kept["figures"]["operations"]
     assert len(rows) == 6 and all(row["seconds"][way] > 0 for row in rows for way in timing.WAYS)

@@ -296,29 +296,6 @@ def test_every_precision_trains_and_keeps_float32_weights(precision):
     assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
 
 
-def test_gradients_are_clipped_and_an_overflow_halves_the_loss_scale():
-    tf = device.tensorflow()
-    import keras
-
-    scaler = loop.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
-    scale = float(scaler.scale.value)
-    assert float(scaler.scaled(tf.constant(2.0))) == 2 * scale
-    gradients = [tf.constant([3.0 * scale, 0.0]), tf.constant([4.0 * scale])]  # the unscaled norm is 5
-    first, second = (gradient.numpy() for gradient in scaler.restored(gradients))
-    np.testing.assert_allclose(first, [0.6, 0.0], rtol=1e-5)
-    np.testing.assert_allclose(second, [0.8], rtol=1e-5)
-    small = scaler.restored([tf.constant([0.5 * scale])])[0].numpy()
-    np.testing.assert_allclose(small, [0.5], rtol=1e-5)
-    overflown = scaler.restored([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
-    assert [gradient.numpy().tolist() for gradient in overflown] == [[0.0, 0.0], [0.0]]
-    assert float(scaler.scale.value) == scale / 2
-    scaler.good_steps.assign(scaler.GROWTH_STEPS - 1)
-    scaler.restored([tf.constant([1.0])])
-    assert float(scaler.scale.value) == scale and int(scaler.good_steps.value) == 0
-    plain = loop.GradientScaler(keras.optimizers.SGD(), "float32")
-    assert plain.restored(gradients) is gradients and plain.scaled(2.0) == 2.0
-
-
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
 def test_learning_rate_rises_to_its_peak_and_falls(schedule):
     graph = optimizers.schedule_class()(0.3, schedule, 0.25, 100)

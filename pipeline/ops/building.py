@@ -93,7 +93,7 @@ class Toolchain:
         return content.hexdigest()[:32]
 
     def _flags(self) -> Sequence[Any]:
-        return (*FLAGS, *ARITHMETIC_FLAGS, *LINK_FLAGS, self.architecture, Path(__file__).read_text())
+        return (*FLAGS, *ARITHMETIC_FLAGS, *LINK_FLAGS, self.architecture, Path(__file__).read_text(encoding="utf-8"))
 
 
 def toolchain() -> Toolchain:
@@ -239,7 +239,7 @@ def _compile(tools: Toolchain, folder: Path) -> None:
     for path in folder.glob("*.o"):
         path.unlink()
     library = folder / LIBRARY
-    _digest_file(library).write_text(_digest_of(library))
+    _digest_file(library).write_text(_digest_of(library), encoding="utf-8")
 
 
 def _start(command: list[str]) -> subprocess.Popen:
@@ -261,7 +261,7 @@ def _intact(folder: Path) -> bool:
     """Whether the folder holds a library as it was written."""
     library = folder / LIBRARY
     try:
-        return _digest_file(library).read_text() == _digest_of(library)
+        return _digest_file(library).read_text(encoding="utf-8") == _digest_of(library)
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -300,7 +300,7 @@ def _version(tool: str) -> str:
 def _processor_features() -> str:
     """What ``-march=native`` depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     wanted = ("flags", "Features", "model name")
