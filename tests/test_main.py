@@ -46,7 +46,13 @@ def printed(path):
 def start(*arguments, **environment):
     command = [sys.executable, "-m", "pipeline", *arguments]
     return subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as CI may be one, ignores Ctrl-C, and so would every process below it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
