@@ -324,6 +324,7 @@ def test_deployable_graph_normalises_inside():
         ("dataset=nothing", r"no dataset 'nothing'; known ones: .*cifar10.*digits"),
         ("model=nothing", r"no model 'nothing'; known ones: .*cnn"),
         ("augment=nothing", r"no augment 'nothing'; known ones: .*light, none, standard, strong"),
+        ("experiment=nothing", r"no experiment 'nothing'; known ones: .*highperf_cnn"),
         ("precision=float8", "precision is 'float8'; known values: auto, float32"),
         ("epochs=0", "epochs must be a whole number of at least 1, got 0"),
         ("epochs=many", "epochs must be a whole number"),
