@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
     import hydra
 
     failed: list[str] = []
+    problem: list[PipelineError] = []  # Hydra would print a line of its own about an exception that leaves a job
 
     @hydra.main(config_path=str(FOLDER), config_name="config", version_base=None)
     def hydra_main(config: Any) -> None:
@@ -52,7 +54,10 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
 
         about = HydraConfig.get()
         if about.mode == RunMode.RUN:
-            work(resolve(config), list(about.overrides.task))
+            try:
+                work(resolve(config), list(about.overrides.task))
+            except PipelineError as error:
+                problem.append(error)
             return
         job = about.job.override_dirname
         try:
@@ -82,6 +87,8 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             sys.argv[1:] = ["--multirun", *overrides]
         with _sentences():
             hydra_main()
+        if problem:
+            raise problem[0]
         if sweep is not None and sweep.is_dir():
             compare(sweep)
         return 1 if failed else 0
@@ -146,6 +153,16 @@ class _sentences:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             known = ", ".join(sorted(error.options))
             raise PipelineError(f"There is no {group} {name!r}; known ones: {known}.") from None
+        unknown = re.match(r"Could not override '([^']+)'", str(error))
+        if unknown is not None:
+            import difflib
+
+            from omegaconf import OmegaConf
+
+            known = [key for key in OmegaConf.load(FOLDER / "config.yaml") if key not in ("defaults", "hydra")]
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}, and GROUP.KEY (--cfg job)."
+            raise PipelineError(f"There is no setting {unknown[1]!r}; {hint}") from None
         if isinstance(error, HydraException | OmegaConfBaseException):
             cause = error.__cause__ if "\n" not in str(error.__cause__ or "\n") else error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -64,12 +64,18 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
     seed_everything(settings["seed"])
     with claimed_folder(settings, workers) as folder:
         dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
-        settings = keep_settings(folder, settings, dataset, workers)
+        for split in evaluate.SPLITS:
+            if len(getattr(dataset, split).labels) == 0:
+                raise PipelineError(
+                    f"The {split} split is empty; add images, or set dataset.validation_fraction and "
+                    "dataset.test_fraction above 0."
+                )
         loop = build_loop(settings, dataset, workers)
+        settings = keep_settings(folder, settings, dataset, workers)
         try:
             progress = fit(loop, settings, dataset, folder, callbacks)
         except KeyboardInterrupt:
-            raise PipelineError(f"Stopped; the finished epochs are kept. {how_to_go_on(folder)}", 130) from None
+            raise PipelineError(f"Stopped by Ctrl-C. {how_to_go_on(folder)}", 130) from None
         if not workers.is_chief:
             return runs.Run(folder.resolve())
         return finish(loop, settings, dataset, folder, progress)
@@ -303,7 +309,9 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise PipelineError(f"Another process is writing to {folder}; choose another name=….") from None
+            raise PipelineError(
+                f"Another process is writing to {folder}; wait for it, or choose another name=…."
+            ) from None
         if settings["resume"] is None and (folder / "config.yaml").exists():
             raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
         try:
@@ -311,6 +319,12 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             yield folder
         except OSError as error:  # whatever part met a full disk, the sentence is the same
             raise runs.disk_error(Path(error.filename or folder), error) from None
+        finally:
+            if not (folder / "config.yaml").exists():  # nothing began: leave the name free
+                with contextlib.suppress(OSError):
+                    (folder / "checkpoints").rmdir()
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
 
 
 def keep_settings(
@@ -411,7 +425,8 @@ def run_name(folder: Path) -> str:
 
 
 def how_to_go_on(folder: Path) -> str:
-    return f"Go on with: python -m pipeline.train resume={shlex.quote(os.path.relpath(folder))}"
+    finished = "Finished epochs are kept; go" if any((folder / "checkpoints").glob("epoch-*")) else "Go"
+    return f"{finished} on with: python -m pipeline.train resume={shlex.quote(os.path.relpath(folder))}"
 
 
 def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:

@@ -256,14 +256,14 @@ def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
 
 def test_different_sizes_ask_for_image_size(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png(2, (10, 6))], "b": greys(3, 4)})
-    with pytest.raises(PipelineError, match=r"001\.png is 10×6 pixels and .*000\.png is 8×8; set image_size"):
+    with pytest.raises(PipelineError, match=r"001\.png is 10×6 pixels and .*000\.png is 8×8; set dataset\.image_size"):
         datasets.load("image_folder", tmp_path)
     assert datasets.load("image_folder", tmp_path, image_size=8).image_shape == (8, 8, 1)
 
 
 def test_mixed_grey_and_colour_ask_for_channels(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png((2, 3, 4))], "b": greys(3, 4)})
-    with pytest.raises(PipelineError, match=r"000\.png is grey and .*001\.png is in colour; set channels=3"):
+    with pytest.raises(PipelineError, match=r"000\.png is grey and .*001\.png is in colour; set dataset\.channels=3"):
         datasets.load("image_folder", tmp_path)
     assert datasets.load("image_folder", tmp_path, channels=3).image_shape == (8, 8, 3)
 

@@ -332,7 +332,8 @@ def test_deployable_graph_normalises_inside():
         ("optimizer.learning_rate=0", "learning_rate must be above 0"),
         ("name=../out", "give a plain folder name"),
         ("name=latest", "give a plain folder name"),
-        ("learningrate=1", "learningrate"),
+        ("learningrate=1", "no setting 'learningrate'"),
+        ("epoch=5", "did you mean epochs"),
         ("=", "."),
     ],
 )
@@ -341,6 +342,20 @@ def test_mistakes_in_the_configuration_are_one_sentence(override, sentence):
         config.compose([override])
     assert error.value.exit_code == 2
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.dropout=2", "does not take these options"),
+        ("dataset.validation_fraction=0", "validation split is empty"),
+        ("dataset=image_folder", "."),
+    ],
+)
+def test_mistake_found_at_the_start_leaves_the_name_free(override, sentence):
+    with pytest.raises(PipelineError, match=sentence):
+        train.train(config.compose([override, "name=again"]))
+    assert not Path("runs/again").exists()
 
 
 def test_mistakes_in_models_are_one_sentence():
@@ -360,6 +375,9 @@ def test_command_prints_one_sentence_and_no_noise():
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: There is no dataset 'nothing'; known ones: ")
     assert answer.stderr.count("\n") == 1
+    answer = command("pipeline.train", "epochs=0")
+    assert answer.returncode == 2
+    assert answer.stderr == "error: epochs must be a whole number of at least 1, got 0.\n"
     answer = command("pipeline.evaluate")
     assert answer.returncode == 2
     assert "There is no finished run yet" in answer.stderr and answer.stderr.count("\n") == 1

@@ -191,8 +191,9 @@ def _check_alike(name: str, shape: tuple[int, ...], first: str, expected: tuple[
     if shape[2] != expected[2]:
         grey, colour = (name, first) if shape[2] == 1 else (first, name)
         raise PipelineError(
-            f"{grey} is grey and {colour} is in colour; set channels=3 or channels=1 to make them alike."
+            f"{grey} is grey and {colour} is in colour; set dataset.channels=3 or dataset.channels=1 to make them "
+            "alike."
         )
     if shape != expected:
         sizes = f"{name} is {shape[1]}×{shape[0]} pixels and {first} is {expected[1]}×{expected[0]}"
-        raise PipelineError(f"{sizes}; set image_size=… (one number, or height and width) to make them alike.")
+        raise PipelineError(f"{sizes}; set dataset.image_size=… (one number, or height and width) to make them alike.")

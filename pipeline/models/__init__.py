@@ -49,8 +49,8 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
     module = importlib.import_module(NETWORKS[name])
     try:
         return module.build(tuple(input_shape), num_classes, **options)
-    except TypeError as error:
-        raise PipelineError(f"The network {name} does not take these options ({error}).") from None
+    except (TypeError, ValueError) as error:
+        raise PipelineError(f"The network {name} does not take these options ({_first_line(error)}).") from None
 
 
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
