@@ -30,7 +30,7 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     """
     chosen = [f"experiment={name}"]
     settings = config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])])
-    dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
+    dataset = datasets.from_settings(settings["dataset"])
     training.seed_everything(settings["seed"])
     loop = training.build_loop(settings, dataset)
     start = [device.to_numpy(variable.value) for variable in loop.variables]

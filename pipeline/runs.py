@@ -124,9 +124,7 @@ class Run:
         """The `pipeline.datasets.Dataset` the run was trained on; `overrides` replace its settings (`data_dir`, …)."""
         from pipeline import datasets
 
-        settings = {k: v for k, v in self.config["dataset"].items() if v is not None}
-        settings.update({k: v for k, v in overrides.items() if v is not None})
-        return datasets.load(**settings)
+        return datasets.from_settings(self.config["dataset"], **overrides)
 
 
 def find(run: str | os.PathLike[str] | None = None) -> Run:

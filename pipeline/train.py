@@ -63,7 +63,7 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
     workers = cluster.connect(settings["cluster"])
     seed_everything(settings["seed"])
     with claimed_folder(settings, workers) as folder:
-        dataset = datasets.load(**{k: v for k, v in settings["dataset"].items() if v is not None})
+        dataset = datasets.from_settings(settings["dataset"])
         for split in evaluate.SPLITS:
             if len(getattr(dataset, split).labels) == 0:
                 raise PipelineError(
@@ -81,12 +81,17 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
         return finish(loop, settings, dataset, folder, progress)
 
 
+def build_network(options: dict[str, Any], dataset: Any) -> Any:
+    """The network that the settings' group ``model`` names, for a data set's images and classes."""
+    others = {key: value for key, value in options.items() if key != "name"}
+    return models.build(options["name"], dataset.image_shape, dataset.num_classes, **others)
+
+
 def build_loop(settings: dict[str, Any], dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:
     """The network, its optimizer and the loop that trains it, for one data set and the workers that share it."""
     precision = chosen_precision(settings["precision"])
     with precision_policy(precision):
-        options = {k: v for k, v in settings["model"].items() if k != "name"}
-        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
+        network = build_network(settings["model"], dataset)
         images = len(dataset.train.labels)
         optimizer = optimizers.build(
             settings["optimizer"],
@@ -138,7 +143,7 @@ def fit(
     network, epochs = loop.network, settings["epochs"]
     variables = loop.variables
     progress = checkpoints.resume(folder / "checkpoints", variables)
-    stopper = early_stopping(settings["early_stopping"], progress)
+    stopper = early_stopping(settings["early_stopping"])
     watchers = [*stopper, *callbacks]
     if loop.workers.is_chief:
         watchers += watching(loop, settings, dataset, folder)
@@ -213,11 +218,11 @@ def portable(loop: Loop, settings: dict[str, Any], dataset: Any) -> Any:
     Returns:
         A `keras.Model`: uint8 [N, H, W, C] to float32 probabilities [N, K].
     """
-    options = {k: v for k, v in settings["model"].items() if k != "name"}
+    options = dict(settings["model"])
     if "operations" in options:  # the same numbers by operations that every target can hold
         options["operations"] = "tensorflow"
     with precision_policy("float32"):
-        network = models.build(settings["model"]["name"], dataset.image_shape, dataset.num_classes, **options)
+        network = build_network(options, dataset)
         network.set_weights(loop.network.get_weights())
         return models.deployable(network, dataset.mean, dataset.std)
 
@@ -403,7 +408,7 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
     return callbacks
 
 
-def early_stopping(patience: int | None, progress: checkpoints.Progress) -> list[Any]:
+def early_stopping(patience: int | None) -> list[Any]:
     """Keras's early stopping on the validation accuracy; nothing where `patience` is None."""
     import keras
 

@@ -16,8 +16,9 @@ import hashlib
 import importlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -212,6 +213,12 @@ def _texts(name: str, values: Iterable[str] | None) -> list[str] | None:
     if isinstance(values, str):
         raise PipelineError(f"{name} is the text {values!r}; pass a list of names.")
     return [str(value) for value in values] if values is not None else None
+
+
+def from_settings(settings: Mapping[str, Any], **replaced: Any) -> Dataset:
+    """`load` with the settings' group ``dataset``; what is None there or in `replaced` does not count as given."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return load(**given | {key: value for key, value in replaced.items() if value is not None})
 
 
 def _cached(name: str, source: Source, settings: Settings) -> tuple[columns.Header, dict[str, Split]]:
