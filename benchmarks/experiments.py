@@ -1,8 +1,8 @@
 """What do the presets of the reference systems reach on this machine? ``python -m benchmarks.experiments NAME …``
 
-Each name is a file of `pipeline/conf/experiment`. A preset is
-trained as its command would train it, after one epoch on another network that compiles the same graphs, so that the
-times are those of training. The history of loss, top-1 and top-5 accuracy goes into the result file.
+Each name is a file of `pipeline/conf/experiment`. A preset is trained as its command would train it, after one epoch
+that compiles the graphs and is then undone, so that the times are those of training. The history of loss, top-1 and
+top-5 accuracy goes into the result file, and as curves into a picture beside it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         logs = loop.train_epoch(dataset.train, epoch)
         seconds.append(time.perf_counter() - began)
         measured = loop.evaluate(dataset.validation)
-        history.append({**logs, "val_loss": measured["loss"], "val_accuracy": measured["accuracy"]})
+        validation = {f"val_{name}": measured[name] for name in ("loss", "accuracy", "top5")}
+        history.append({**logs, **validation})
     probabilities = evaluate.predict_probabilities(training.portable(loop, settings, dataset), dataset.test.images)
     labels = device.to_numpy(dataset.test.labels)
     best_five = numpy.argsort(-probabilities, axis=1)[:, :5]
@@ -57,6 +58,7 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         "precision": training.chosen_precision(settings["precision"]),
         "xla": loop.xla,
         "train_images": len(dataset.train.labels),
+        "classes": dataset.num_classes,
         "parameters": loop.network.count_params(),
         "compile_seconds": compile_seconds,
         "epoch_seconds": statistics.median(seconds),
@@ -69,14 +71,17 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Validation accuracy by epoch, one line a preset, as a PNG."""
+    """Validation accuracy by epoch as a PNG: top-1, and dashed top-5 where there are more than ten classes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for run in runs:
-        accuracy = [logs["val_accuracy"] for logs in run["history"]]
-        axes.plot(range(1, len(accuracy) + 1), accuracy, marker="o", markersize=3, label=run["preset"])
+        epochs = range(1, len(run["history"]) + 1)
+        accuracy, top5 = ([logs[key] for logs in run["history"]] for key in ("val_accuracy", "val_top5"))
+        line = axes.plot(epochs, accuracy, marker="o", markersize=3, label=f"{run['preset']}, top-1")[0]
+        if run["classes"] > training.TOP5_ABOVE_CLASSES:
+            axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{run['preset']}, top-5")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -43,7 +43,9 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
     tf = device.tensorflow()
     import keras
 
-    network = training.build_loop(settings, dataset).network
+    loop = training.build_loop(settings, dataset)
+    network, optimizer = loop.network, loop.optimizer
+    optimizer.global_clipnorm = settings["optimizer"]["global_clipnorm"]  # which the loop has taken over
     batch_size = settings["batch_size"]
     images, labels = device.to_numpy(dataset.train.images), device.to_numpy(dataset.train.labels)
     mean, deviation = (numpy.array(values, numpy.float32) * 255 for values in (dataset.mean, dataset.std))
@@ -56,10 +58,9 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
         return (tf.clip_by_value(image, 0, 255) - mean) / deviation, label
 
     network.compile(
-        optimizer=network.optimizer,
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        auto_scale_loss=False,
     )
     if augmented:
         data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels), seed=0)

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, notebooks, runs
+from pipeline import PipelineError, cli, config, notebooks, runs
 from pipeline.notebooks import Chapter
 
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chapters = notebooks.select(known, options.notebooks) if options.notebooks else known
     given = _given(options.parameters, chapters, known)
     trains = any("name" in chapter.defaults for chapter in chapters)
+    _check_training(given, chapters)
     folder = _folder(options.name or given.pop("name", None), trains)
     if trains:
         given["name"] = folder.name
@@ -122,6 +123,16 @@ def _given(pairs: Sequence[Sequence[str]], chapters: Sequence[Chapter], known: S
             notebooks.convert(name, value, chapter.defaults[name])  # before an hour of work, not after
         given[name] = value
     return given
+
+
+def _check_training(given: dict[str, str], chapters: Sequence[Chapter]) -> None:
+    """Raise what the training notebook would say of its parameters, before the chapters ahead of it have run."""
+    chapter = next((chapter for chapter in chapters if chapter.name == "03_train"), None)
+    if chapter is None or not given:
+        return
+    named = ("dataset", "model", "augment", "epochs", "batch_size", "seed")
+    values = {name: notebooks.convert(name, given[name], chapter.defaults[name]) for name in named if name in given}
+    config.compose(config.overrides(**values))
 
 
 def _folder(name: str | None, trains: bool) -> Path:

@@ -12,10 +12,11 @@ from typing import Any
 
 from pipeline import PipelineError, cli, device, runs
 
-COLUMNS = (
-    "run", "model", "augment", "parameters", "epochs", "train_seconds", "images_per_second", "validation_accuracy",
-    "test_accuracy",
-)  # fmt: skip
+COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them
+    "run": "run", "model": "model", "augment": "augment", "parameters": "weights", "epochs": "epochs",
+    "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": "valid.",
+    "test_accuracy": "test",
+}  # fmt: skip
 
 
 def table(folder: Path) -> Any:
@@ -42,7 +43,7 @@ def table(folder: Path) -> Any:
             os.path.relpath(run.path, folder.resolve()), card.model,
             augment.get("name", "custom") if isinstance(augment, dict) else augment, card.parameters,
         )  # fmt: skip
-        rows.append((*values, *(metrics[key] for key in COLUMNS[4:])))
+        rows.append((*values, *(metrics[key] for key in list(COLUMNS)[4:])))
     if not rows:
         raise PipelineError(f"There is no finished run in {folder} to compare.")
     frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
@@ -75,17 +76,22 @@ def draw(frame: Any) -> Any:
 
 def report(folder: Path) -> None:
     """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     frame = table(folder)
     frame = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
-    shown = Table(*(name.replace("_", " ") for name in COLUMNS), title=str(folder))
+    shown = Table(title=str(folder), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     formats = {
-        "parameters": "{:,}", "train_seconds": "{:.1f}", "images_per_second": "{:,.0f}",
-        "validation_accuracy": "{:.2%}", "test_accuracy": "{:.2%}",
+        "train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "validation_accuracy": "{:.2%}",
+        "test_accuracy": "{:.2%}",
     }  # fmt: skip
+    for name, heading in COLUMNS.items():
+        words = name in ("run", "model", "augment")
+        shown.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in frame.to_dict("records"):
+        row = {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M"}
         shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in COLUMNS))
     Console().print(shown)
     runs.write_whole(folder / "comparison.csv", frame.to_csv(index=False).encode())

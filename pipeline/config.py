@@ -18,6 +18,7 @@ CHOICES = {
     "schedule": ("one_cycle", "cosine", "constant"),
     "xla": ("auto", True, False),
 }
+TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir")  # taken as they are typed
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -33,7 +34,24 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     from hydra import initialize_config_dir
 
     with _sentences(), initialize_config_dir(config_dir=str(FOLDER), version_base=None):
-        return resolve(hydra_compose("config", overrides=list(overrides)))
+        return resolve(hydra_compose("config", overrides=[literal(override) for override in overrides]))
+
+
+def overrides(**values: Any) -> list[str]:
+    """Overrides ``key=value`` for `compose`, one for each value that is not None."""
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
+
+
+def literal(override: str) -> str:
+    """An override whose value Hydra takes as it is typed, where its key is one of `TEXTS`.
+
+    Hydra's grammar would otherwise refuse ``data_dir=Photos (2024)``, and every letter outside ASCII.
+    """
+    key, separator, value = override.partition("=")
+    if key.lstrip("+") not in TEXTS or not separator or value in ("", "null") or value[0] in "'\"":
+        return override
+    value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"{key}='{value}'"
 
 
 def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[[Path], Any]) -> Callable[[], int]:
@@ -85,6 +103,7 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             # Hydra's parser wants all overrides in one row.
             overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
             sys.argv[1:] = ["--multirun", *overrides]
+        sys.argv[1:] = [argument if sweep and "," in argument else literal(argument) for argument in sys.argv[1:]]
         with _sentences():
             hydra_main()
         if problem:

@@ -22,6 +22,7 @@ import numpy
 
 from pipeline import PipelineError, augment, device, ops
 from pipeline.cluster import Cluster
+from pipeline.optimizers import GradientScaler
 
 SINGLE = Cluster()
 SHARD_FRACTION_OF_FREE_MEMORY = 0.25
@@ -72,7 +73,8 @@ class Loop:
         self.xla = xla
         self.workers = workers
         if optimizer is not None:
-            self._train_steps = _training_graph(network, optimizer, label_smoothing, xla, workers)
+            self._scaler = GradientScaler(optimizer, precision)
+            self._train_steps = _training_graph(network, optimizer, self._scaler, label_smoothing, xla, workers)
         self._evaluate_steps = _evaluation_graph(network, label_smoothing, xla)
 
     def train_epoch(
@@ -136,7 +138,8 @@ class Loop:
         """Loss and accuracy without augmentation, and the predicted classes.
 
         Returns:
-            ``loss`` and ``accuracy`` (floats), ``predictions`` (int32 [N], NumPy).
+            ``loss``, ``accuracy`` and ``top5`` (floats; the last is the share of images whose class is among the five
+            most probable), ``predictions`` (int32 [N], NumPy).
         """
         count = len(split.labels)
         if count == 0:
@@ -144,22 +147,22 @@ class Loop:
         batch = min(max(self.batch_size, 256), count)
         padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # the last batch is filled up with image 0
         padded[:count] = numpy.arange(count)
-        loss, predictions = [], []
+        shards = []
         for images, labels in self._shards(split, padded, batch, self.normalise_only, 0):
-            shard_loss, shard_predictions = self._guarded(self._evaluate_steps, images, labels)
-            loss.append(device.to_numpy(shard_loss).reshape(-1))
-            predictions.append(device.to_numpy(shard_predictions).reshape(-1))
-        predicted = numpy.concatenate(predictions)[:count]
+            figures = self._guarded(self._evaluate_steps, images, labels)
+            shards.append([device.to_numpy(figure).reshape(-1) for figure in figures])
+        losses, predicted, ranks = (numpy.concatenate(figures)[:count] for figures in zip(*shards, strict=True))
         return {
-            "loss": float(numpy.concatenate(loss)[:count].mean()),
+            "loss": float(losses.mean()),
             "accuracy": float((predicted == device.to_numpy(split.labels)).mean()),
+            "top5": float((ranks < 5).mean()),
             "predictions": predicted,
         }
 
     @property
     def variables(self) -> list[Any]:
-        """Everything a checkpoint must hold: the network's and the optimizer's variables."""
-        return [*self.network.variables, *self.optimizer.variables]
+        """Everything a checkpoint must hold: the network's, the optimizer's and the loss scale's variables."""
+        return [*self.network.variables, *self.optimizer.variables, *self._scaler.variables]
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -205,7 +208,9 @@ def _smoothed(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 
-def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: bool, workers: Cluster) -> Callable:
+def _training_graph(
+    network: Any, optimizer: Any, scaler: GradientScaler, label_smoothing: float, xla: bool, workers: Cluster
+) -> Callable:
     """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
     Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because it cannot
@@ -224,14 +229,14 @@ def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: b
             logits = network(images, training=True)
             loss = tf.reduce_mean(_smoothed(tf, logits, labels, label_smoothing))
             penalised = loss + tf.add_n(network.losses) if network.losses else loss
-            scaled = optimizer.scale_loss(penalised)
+            scaled = scaler.scaled(penalised)
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
         images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
         return tape.gradient(scaled, variables), loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
 
     @tf.function(jit_compile=xla and not alone)
     def update(gradients: Any) -> None:
-        optimizer.apply(gradients, variables)
+        optimizer.apply(scaler.restored(gradients), variables)
 
     @tf.function(jit_compile=xla and alone)
     def train_steps(images: Any, labels: Any) -> Any:
@@ -246,7 +251,8 @@ def _training_graph(network: Any, optimizer: Any, label_smoothing: float, xla: b
 
 
 def _evaluation_graph(network: Any, label_smoothing: float, xla: bool) -> Callable:
-    """A graph that gives the loss and the predicted class of each image: float32 [S, B] and int32 [S, B]."""
+    """A graph that gives for each image the loss (float32 [S, B]), the predicted class (int32 [S, B]) and how many
+    classes are more probable than the true one (int32 [S, B])."""
     tf = device.tensorflow()
 
     @tf.function(jit_compile=xla)
@@ -254,10 +260,13 @@ def _evaluation_graph(network: Any, label_smoothing: float, xla: bool) -> Callab
         steps = tf.shape(images)[0]
         losses = tf.TensorArray(tf.float32, size=steps, element_shape=labels.shape[1:])
         predictions = tf.TensorArray(tf.int32, size=steps, element_shape=labels.shape[1:])
+        ranks = tf.TensorArray(tf.int32, size=steps, element_shape=labels.shape[1:])
         for step in tf.range(steps):
             logits = network(images[step], training=False)
             losses = losses.write(step, _smoothed(tf, logits, labels[step], label_smoothing))
             predictions = predictions.write(step, tf.argmax(logits, axis=-1, output_type=tf.int32))
-        return losses.stack(), predictions.stack()
+            true = tf.gather(logits, labels[step][:, None], axis=1, batch_dims=1)
+            ranks = ranks.write(step, tf.reduce_sum(tf.cast(logits > true, tf.int32), axis=-1))
+        return losses.stack(), predictions.stack(), ranks.stack()
 
     return evaluate_steps

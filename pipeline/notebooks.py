@@ -247,7 +247,7 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
         path: The HTML file; it appears whole or not at all.
 
     Raises:
-        PipelineError: The file cannot be written.
+        PipelineError: The file cannot be written, or nbconvert's templates are missing.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -265,7 +265,13 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
     for number, cell in enumerate(book.cells):
         cell.id = f"cell-{number}"  # two chapters may have given the same
 
-    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_anchor_links=True)
+    try:
+        exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_anchor_links=True)
+    except ValueError as error:  # its templates are data files beside the package, which not every installation brings
+        raise PipelineError(
+            f"nbconvert has no template for the report ({str(error).splitlines()[0]}); install it again, or set "
+            f"JUPYTER_PATH. The executed notebooks are in {executed[0].parent}."
+        ) from None
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     page, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title, "path": str(path.parent)}})
     # A report opened on a machine without network must look the same: nothing is taken from elsewhere.

@@ -42,6 +42,8 @@ from pipeline import (
 from pipeline.loop import SINGLE, Loop
 
 LOGS = Path("logs")
+TOP5_ABOVE_CLASSES = 10  # with fewer classes the top-5 accuracy says little
+FEW_VALIDATION_IMAGES = 100
 
 
 def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
@@ -70,6 +72,11 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
                     f"The {split} split is empty; add images, or set dataset.validation_fraction and "
                     "dataset.test_fraction above 0."
                 )
+        if len(dataset.validation.labels) < FEW_VALIDATION_IMAGES and workers.is_chief:
+            print(
+                f"note: only {len(dataset.validation.labels)} validation images choose the best epoch; a larger "
+                "dataset.validation_fraction chooses better"
+            )
         loop = build_loop(settings, dataset, workers)
         settings = keep_settings(folder, settings, dataset, workers)
         try:
@@ -159,6 +166,8 @@ def fit(
             logs = loop.train_epoch(dataset.train, epoch, bar.advance)
             validation = loop.evaluate(dataset.validation)
             logs.update(val_loss=validation["loss"], val_accuracy=validation["accuracy"])
+            if network.output_shape[-1] > TOP5_ABOVE_CLASSES:
+                logs["val_top5"] = validation["top5"]
             logs["learning_rate"] = loop.learning_rate()
             progress.epoch, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - started
             progress.history.append(logs)

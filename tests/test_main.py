@@ -264,6 +264,22 @@ def test_wrong_use_is_one_sentence_before_anything_runs(folder, arguments, sente
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-p", "epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
+        (["-p", "model", "lenet"], "no model 'lenet'; known ones: cnn"),
+        (["-p", "seed", "-1"], "seed must be a whole number"),
+    ],
+)
+def test_what_the_training_would_refuse_is_said_before_anything_runs(folder, arguments, sentence):
+    write("01_data", "dataset = 'digits'")
+    write("03_train", "dataset = 'digits'\nmodel = 'cnn'\nepochs = 5\nseed = 0\nname = None")
+    with pytest.raises(PipelineError, match=sentence):
+        __main__.main(arguments)
+    assert not (folder / "runs").exists()
+
+
 def test_no_notebooks_or_a_damaged_one_is_a_sentence(folder):
     with pytest.raises(PipelineError, match="There are no notebooks in"):
         __main__.main([])
@@ -304,6 +320,18 @@ def test_parameters_take_the_type_of_their_default(text, default, value):
     converted = notebooks.convert("p", text, default)
     assert converted == value
     assert type(converted) is type(value)
+
+
+def test_a_report_without_templates_says_so_and_keeps_the_notebooks(folder, monkeypatch):
+    import nbconvert
+
+    def without(*_, **__):
+        raise ValueError("No template sub-directory with name 'lab' found in the following paths:\n\t/nowhere")
+
+    monkeypatch.setattr(nbconvert, "HTMLExporter", without)
+    nbformat.write(v4.new_notebook(), folder / "01_a.ipynb")
+    with pytest.raises(PipelineError, match=r"nbconvert has no template .*The executed notebooks are in"):
+        notebooks.write_report([folder / "01_a.ipynb"], "one", folder / "report.html")
 
 
 def test_two_chapters_with_the_same_cell_ids_make_one_valid_report(folder):

@@ -43,6 +43,8 @@ def test_multirun_makes_a_run_folder_for_each_combination_and_compares_them():
         frame["test_accuracy"] == [runs.find(f"sweep/{job}").metrics["test_accuracy"] for job in frame["run"]]
     ).all()
     assert Path("runs/sweep/comparison.png").stat().st_size > 5000
+    table = answer.stdout[answer.stdout.rindex("\n", 0, answer.stdout.index("weights")) :]
+    assert max(map(len, table.splitlines()[:-1])) <= 80 and "…" not in table  # through a pipe a terminal is 80 wide
     assert Path("runs/sweep/comparison.csv").read_text(encoding="utf-8").count("\n") == 5
 
 

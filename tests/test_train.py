@@ -56,8 +56,17 @@ class StopIn:
         return Stop()
 
 
-def test_digits_reach_95_percent_and_leave_a_complete_run_folder():
+def test_few_validation_images_are_mentioned_and_many_classes_have_a_top5(capsys, monkeypatch):
+    monkeypatch.setattr(train, "TOP5_ABOVE_CLASSES", 9)
+    run = train.train(small("epochs=1", "name=few"))
+    assert "note: only 40 validation images choose the best epoch" in capsys.readouterr().out
+    (logs,) = run.metrics["history"]
+    assert logs["val_accuracy"] <= logs["val_top5"] <= 1
+
+
+def test_digits_reach_95_percent_and_leave_a_complete_run_folder(capsys):
     run = train.train(config.compose(["epochs=6", "name=digits"]))
+    assert "note:" not in capsys.readouterr().out
     metrics = json.loads(Path("runs/digits/metrics.json").read_text(encoding="utf-8"))
     assert metrics["test_accuracy"] >= 0.95
     assert metrics["validation_accuracy"] >= metrics["history"][-1]["accuracy"] - 0.05
@@ -280,6 +289,8 @@ def test_evaluation_counts_the_last_incomplete_batch_once():
     labels = device.to_numpy(dataset.validation.labels)
     assert len(measured["predictions"]) == len(labels)
     assert measured["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    five = np.argsort(-logits, axis=1)[:, :5]
+    assert measured["top5"] == pytest.approx((five == labels[:, None]).any(axis=1).mean())
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     targets = np.full_like(probabilities, 0.1 / 10)
@@ -294,6 +305,32 @@ def test_every_precision_trains_and_keeps_float32_weights(precision):
     losses = [training.train_epoch(dataset.train, epoch)["loss"] for epoch in range(3)]
     assert losses[-1] < losses[0]
     assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
+
+
+def test_gradients_are_clipped_and_an_overflow_halves_the_loss_scale():
+    tf = device.tensorflow()
+    import keras
+
+    scaler = optimizers.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
+    scale = float(scaler.scale.value)
+    assert float(scaler.scaled(tf.constant(2.0))) == 2 * scale
+    gradients = [tf.constant([3.0 * scale, 0.0]), tf.constant([4.0 * scale])]  # the unscaled norm is 5
+    first, second = (gradient.numpy() for gradient in scaler.restored(gradients))
+    np.testing.assert_allclose(first, [0.6, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(second, [0.8], rtol=1e-5)
+    small = scaler.restored([tf.constant([0.5 * scale])])[0].numpy()
+    np.testing.assert_allclose(small, [0.5], rtol=1e-5)
+    assert float(scaler.good_steps.value) == 2
+    overflown = scaler.restored([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
+    assert [gradient.numpy().tolist() for gradient in overflown] == [[0.0, 0.0], [0.0]]
+    assert float(scaler.scale.value) == scale / 2 and float(scaler.good_steps.value) == 0
+    scaler.good_steps.assign(scaler.GROWTH_STEPS - 1)
+    scaler.restored([tf.constant([1.0])])
+    assert float(scaler.scale.value) == scale and float(scaler.good_steps.value) == 0
+    plain = optimizers.GradientScaler(keras.optimizers.SGD(), "float32")
+    assert plain.restored(gradients) is gradients and plain.scaled(2.0) == 2.0
+    clipped = optimizers.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "float32")
+    np.testing.assert_allclose(clipped.restored([tf.constant([3.0, 4.0])])[0].numpy(), [0.6, 0.8], rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])

@@ -82,6 +82,8 @@ def folder(data_dir: Path | None, name: str) -> Path:
     """
     if data_dir is None:
         raise PipelineError(f"The data set {name!r} needs data_dir=…, the folder that holds the images.")
+    if data_dir.is_file():
+        raise PipelineError(f"{data_dir} is a file; set data_dir to the folder that holds the {name} data.")
     if not data_dir.is_dir():
         raise PipelineError(f"There is no folder {data_dir}; set data_dir to the one that holds the {name} data.")
     return data_dir

@@ -1,0 +1,73 @@
+"""What does a custom operation cost or gain inside a network? ``python -m benchmarks.operations``
+
+Trains each network that has one in three ways on the same loop: with the project's compiled operation, with
+TensorFlow's own operations, and with those under XLA, which cannot compile a custom one. The figures are images/s,
+augmentation included, the median of whole epochs after one that compiles. On a CPU the third way is left out, as it is
+in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from typing import Any
+
+from benchmarks import results
+from pipeline import cli, config, datasets, device, ops
+from pipeline import train as training
+
+NETWORKS = ("vit_lite", "fashion_mlp")
+WAYS = {
+    "custom operation": ["model.operations=custom", "xla=false"],
+    "TensorFlow's own": ["model.operations=tensorflow", "xla=false"],
+    "TensorFlow's own, XLA": ["model.operations=tensorflow", "xla=true"],
+}
+
+
+def measure(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, Any]:
+    """Train one way.
+
+    Returns:
+        ``images_per_second`` (median), ``epochs`` (each of them) and the mean training ``loss`` of the last epoch.
+    """
+    training.seed_everything(settings["seed"])
+    loop = training.build_loop(settings, dataset)
+    loop.train_epoch(dataset.train, 0)
+    logs = [loop.train_epoch(dataset.train, epoch) for epoch in range(1, epochs + 1)]
+    speeds = [epoch["images_per_second"] for epoch in logs]
+    return {"images_per_second": statistics.median(speeds), "epochs": speeds, "loss": logs[-1]["loss"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after the one that compiles")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the training")
+    arguments = parser.parse_args()
+    chosen = [f"dataset={arguments.dataset}", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
+    chosen += [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
+    dataset = datasets.from_settings(config.compose([*chosen, f"model={arguments.networks[0]}"])["dataset"])
+    ops.build()  # where there is no compiler, say so now
+    ways = {name: way for name, way in WAYS.items() if device.has_gpu() or "xla=true" not in way}
+    figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
+    print(f"{'network':<12}" + "".join(f"{name:>24}" for name in ways))
+    for network in arguments.networks:
+        line = f"{network:<12}"
+        for name, way in ways.items():
+            settings = config.compose([*chosen, f"model={network}", *way])
+            run = measure(settings, dataset, arguments.epochs)
+            if not math.isfinite(run["loss"]):
+                raise ValueError(f"{network}, {name}: the loss is {run['loss']}")
+            figures["precision"] = training.chosen_precision(settings["precision"])
+            figures["runs"].append({"network": network, "way": name, "settings": [*chosen, *way], **run})
+            line += f"{run['images_per_second']:>22,.0f}/s"
+        print(line, flush=True)
+    print(f"written to {results.save('operations', figures)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,56 @@
+"""The benchmarks run from start to end, small, and keep what they say they keep."""
+
+import json
+import sys
+
+import pytest
+
+import benchmarks.experiments
+import benchmarks.operations
+from benchmarks import results
+from pipeline import PipelineError, device, ops
+
+SMALL = ["model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch):
+    """A folder of its own for the results, and the command line."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        module.main()
+        (path,) = tmp_path.glob("*.json")
+        return json.loads(path.read_text(encoding="utf-8"))["figures"]
+
+    return run
+
+
+def test_experiments_keep_the_history_and_draw_it(kept, tmp_path, capsys):
+    figures = kept(benchmarks.experiments, "highperf_cnn", "--set", "dataset=digits", "epochs=2", *SMALL)
+    assert [sorted(logs) for logs in figures["history"]] == 2 * [
+        ["accuracy", "images_per_second", "loss", "val_accuracy", "val_loss", "val_top5"]
+    ]
+    for logs in figures["history"]:
+        assert 0 <= logs["val_accuracy"] <= logs["val_top5"] <= 1
+    assert 0 <= figures["test_accuracy"] <= figures["test_top5"] <= 1
+    assert figures["train_images"] > 300 and figures["classes"] == 10
+    assert f"{figures['test_accuracy']:.2%}" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("experiment-highperf_cnn-*.png"))) == 1
+    with pytest.raises(PipelineError, match=r"no preset nothing; known ones: .*tiny_imagenet_vit"):
+        kept(benchmarks.experiments, "nothing")
+
+
+def test_operations_are_timed_both_ways(kept):
+    if not ops.available():
+        pytest.skip("the custom operations cannot be built here")
+    figures = kept(
+        benchmarks.operations, "--networks", "fashion_mlp", "--epochs", "1", "--batch-size", "32",
+        "--set", "dataset.limit_per_class=40",
+    )  # fmt: skip
+    ways = {run["way"]: run for run in figures["runs"]}
+    assert len(ways) == (3 if device.has_gpu() else 2)
+    assert all(run["images_per_second"] > 0 for run in ways.values())
+    custom, own = ways["custom operation"], ways["TensorFlow's own"]
+    assert custom["loss"] == pytest.approx(own["loss"], rel=0.02)  # the same training, rounded elsewhere
