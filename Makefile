@@ -23,6 +23,7 @@ help:  ## this list
 run: $(INSTALL)  ## install what is missing, run the six notebooks, show the artifacts
 	@$(PY) -m pipeline $(ARGS)
 
+test: EXTRAS = --extras
 test: $(INSTALL)  ## style and tests, notebooks included
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -42,7 +43,7 @@ install:
 	  echo "error: $(PYTHON) was not found, does not start or is no Python 3; install Python 3.11" \
 	  "(on Debian and Ubuntu: sudo apt install python3.11 python3.11-venv) or name one: make PYTHON=/path/to/python3.11" \
 	  "$(firstword $(MAKECMDGOALS))" >&2; exit 2; }
-	@$(PYTHON) scripts/bootstrap.py
+	@$(PYTHON) scripts/bootstrap.py $(EXTRAS)
 
 check-py:
 	@$(PY) -c "" 2>/dev/null || { echo "error: $(PY), given as PY, was not found or does not start" >&2; exit 2; }

@@ -293,9 +293,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
     """The run's `export.json` as a `rich` table, ready to print; `names` leaves out the others."""
+    from rich import box
     from rich.table import Table
 
-    result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left")
+    # Narrow enough for a terminal of 80 columns with a network of 40 MiB.
+    result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     result.caption = "accuracy on test images, agreement with Keras, images/s at batch 64"
     result.add_column("artifact", no_wrap=True)
     for column in ("size", "accuracy", "agreement", "latency", "images/s"):
@@ -304,10 +306,15 @@ def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
         if names is None or name in names:
             result.add_row(
                 name,
-                f"{row['size_bytes'] / 1024:,.0f} KiB",
+                readable_size(row["size_bytes"]),
                 f"{row['test_accuracy']:.2%}",
                 f"{row['agreement']:.2%}",
                 f"{row['latency_ms']:.2f} ms",
                 f"{row['images_per_second']:,.0f}",
             )
     return result
+
+
+def readable_size(count: int) -> str:
+    """A number of bytes for people: KiB, from 10 MiB on MiB."""
+    return f"{count / 1024:,.0f} KiB" if count < 10 * 1024**2 else f"{count / 1024**2:,.1f} MiB"

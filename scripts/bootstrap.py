@@ -1,7 +1,8 @@
 """python3.11 scripts/bootstrap.py: make `.venv` and install the requirements, once (`make run` and its like call this).
 
-Needs nothing but Python 3.11 itself. Where an NVIDIA driver answers, the GPU stack is installed too. A second call with
-the same requirements in the same place does nothing; an interrupted one is done again from the beginning.
+Needs nothing but Python 3.11 itself. Where an NVIDIA driver answers, the GPU stack is installed too, and with
+``--extras`` the packages of requirements-extras.txt (`make test` wants them). A second call with the same requirements
+in the same place does nothing; an interrupted one is done again from the beginning.
 """
 
 import ctypes
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 DONE = VENV / ".installed"  # holds the key of what is installed; written last
+EXTRAS = VENV / ".extras"  # the same for requirements-extras.txt
 BEGUN = VENV / ".installing"  # there while pip works
 LOG = VENV / "install.log"
 WANTED = (3, 11)
@@ -39,6 +41,8 @@ def main():
                 print("Another installation into .venv is running; waiting for it.", flush=True)
                 fcntl.flock(held, fcntl.LOCK_EX)
             prepare()
+            if "--extras" in sys.argv[1:]:
+                prepare_extras()
     except InstallError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -99,9 +103,19 @@ def prepare():
     BEGUN.unlink()
 
 
+def prepare_extras():
+    """Bring the optional packages into `.venv`, or return at once where they are there already."""
+    wanted = key("requirements-extras.txt")
+    if EXTRAS.is_file() and EXTRAS.read_text(encoding="utf-8") == wanted:
+        return
+    EXTRAS.unlink(missing_ok=True)
+    install("requirements-extras.txt", "Installing requirements-extras.txt")
+    EXTRAS.write_text(wanted, encoding="utf-8")
+
+
 def key(requirements):
     """What decides whether `.venv` is right: the pins, the interpreter, and the place (its scripts hold their path)."""
-    files = ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt")
+    files = ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt", requirements)
     content = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return f"{requirements} {digest}\nPython {platform.python_version()}\n{VENV}\n"

@@ -30,7 +30,8 @@ def checkout(tmp_path_factory):
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "scripts" / "bootstrap.py", folder / "scripts")
-    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-tensorrt.txt", "constraints.txt"):
+    requirements = [f"requirements{kind}.txt" for kind in ("", "-gpu", "-tensorrt", "-extras")]
+    for name in (*requirements, "constraints.txt"):
         (folder / name).write_text("# nothing\n", encoding="utf-8")
     return folder, make(folder, "install")
 
@@ -65,6 +66,23 @@ def test_new_requirements_are_installed_into_the_same_environment(checkout):
     assert result.returncode == 0, result.stderr
     assert "Installing requirements.txt" in result.stdout
     assert kept.exists()
+
+
+def test_the_extras_are_installed_once_where_they_are_asked_for(checkout, bootstrap, monkeypatch):
+    folder, _ = checkout
+    asked = []
+    monkeypatch.setattr(bootstrap, "install", lambda requirements, title: asked.append(requirements))
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
+    make(folder, "install")
+    bootstrap.main()
+    assert asked == []
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--extras"])
+    bootstrap.main()
+    bootstrap.main()
+    assert asked == ["requirements-extras.txt"]
+    (folder / "requirements-extras.txt").write_text("# something else\n", encoding="utf-8")
+    bootstrap.main()
+    assert asked == 2 * ["requirements-extras.txt"]
 
 
 def test_an_interrupted_installation_begins_again(checkout):
@@ -182,7 +200,7 @@ def test_what_pip_says_becomes_a_sentence(bootstrap, said, sentence):
 def test_targets_run_in_the_environment_or_in_the_given_one(target, command):
     ours = make(ROOT, "-n", target).stdout
     assert f".venv/bin/python {command}".strip() in ours
-    assert "scripts/bootstrap.py" in ours
+    assert "scripts/bootstrap.py" in ours and ("--extras" in ours) == (target == "test")
     given = make(ROOT, "-n", target, "PY=/opt/python").stdout
     assert f"/opt/python {command}".strip() in given
     assert "scripts/bootstrap.py" not in given
