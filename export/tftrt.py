@@ -22,7 +22,7 @@ from pipeline import PipelineError, cli, device, runs
 PRECISIONS = ("INT8", "FP16", "FP32")
 CALIBRATION_IMAGES = 512
 CALIBRATION_BATCH = 64  # every batch of a calibration has one shape
-PROFILE_BATCHES = (1, 64, 1024)  # the smallest and largest bound the range; each one gets a profile of its own as well
+PROFILE_BATCHES = (1, 64, 1024)  # the smallest and largest bound the engines' one profile
 
 
 def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
@@ -72,10 +72,10 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
     """Convert the SavedModel in `source` to `target`.
 
     Args:
-        images: uint8 [M, H, W, C] training images on the host, at least one; repeated to fill the profiles' batches.
+        images: uint8 [M, H, W, C] training images on the host, at least one; repeated to fill the profile's batches.
 
     Returns:
-        What `count_nodes` found, with the precision, the profiles' batches and the number of calibration images.
+        What `count_nodes` found, with the precision, the profile's batches and the number of calibration images.
     """
     tf = device.tensorflow()
     calibrated = precision == "INT8"
