@@ -163,13 +163,13 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class ProgressBar:
-    """Epoch, images/s and time left: a bar on a terminal, one line an epoch elsewhere."""
+    """Epoch, images/s and time left: a bar on a terminal, one line an epoch elsewhere; nothing unless `shown`."""
 
-    def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0):
+    def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0, shown: bool = True):
         from tqdm import tqdm
 
-        self.epochs = epochs
-        self.on_terminal = sys.stderr.isatty()
+        self.epochs, self.shown = epochs, shown
+        self.on_terminal = shown and sys.stderr.isatty()
         self.bar = tqdm(
             total=epochs * images_an_epoch, initial=first_epoch * images_an_epoch, unit=" images", unit_scale=True,
             disable=not self.on_terminal, file=sys.stderr, leave=False, dynamic_ncols=True,
@@ -183,6 +183,8 @@ class ProgressBar:
         self.bar.set_postfix_str(f"loss {loss:.4f}")
 
     def end_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+        if not self.shown:
+            return
         line = (
             f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  "
             f"val_loss {logs['val_loss']:.4f}  val_accuracy {logs['val_accuracy']:.4f}  "

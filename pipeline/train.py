@@ -155,7 +155,7 @@ def fit(
     if loop.workers.is_chief:
         watchers += watching(loop, settings, dataset, folder)
     listeners = _callback_list(watchers, network, epochs)
-    bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch)
+    bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch, shown=loop.workers.is_chief)
     listeners.on_train_begin()
     replay(stopper, progress)
     try:
@@ -289,7 +289,7 @@ def resumed(settings: dict[str, Any]) -> dict[str, Any]:
     if (folder / "metrics.json").is_file() and "test_accuracy" in runs.Run(folder).metrics:
         raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
     kept = runs.Run(folder).config
-    kept["resume"] = str(folder)
+    kept["resume"], kept["cluster"] = str(folder), settings["cluster"]
     if settings["data_dir"] is not None:
         kept["dataset"]["data_dir"] = settings["data_dir"]
     return kept
@@ -452,7 +452,7 @@ def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:
 
 def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     """What the command does with its configuration."""
-    given = [override for override in overrides if override.split("=")[0] not in ("resume", "data_dir")]
+    given = [override for override in overrides if override.split("=")[0] not in ("resume", "data_dir", "cluster")]
     if settings["resume"] is not None and given:
         raise PipelineError(f"resume= goes on with the run's own settings; leave out {', '.join(given)}.")
     run = train(settings)

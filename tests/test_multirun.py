@@ -1,9 +1,12 @@
 """Several runs at once, their comparison, and the optional tracker."""
 
 import importlib.util
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,10 +110,8 @@ def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
     assert run.metrics["history"][1]["loss"] < run.metrics["history"][0]["loss"]
 
 
-def test_two_workers_share_each_batch_and_agree(tmp_path):
-    import json
-    import socket
-
+def two_workers(*arguments):
+    """Start two processes that TF_CONFIG makes workers of one cluster: `python ARGUMENTS` each."""
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -119,20 +120,62 @@ def test_two_workers_share_each_batch_and_agree(tmp_path):
     addresses = [f"localhost:{port}" for port in ports]
     workers = []
     for index in range(2):
-        cluster = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "TF_CONFIG": cluster}
-        command = [sys.executable, "-m", "pipeline.train", *SMALL, "epochs=2", "cluster=environment", "name=pair"]
+        described = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "TF_CONFIG": described}
         workers.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
         )
-    answers = [worker.communicate(timeout=240) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], answers
-    seen = [
-        [line.split("  learning")[0] for line in output.splitlines() if line.startswith("epoch")]
-        for output, _ in answers
-    ]
-    assert len(seen[0]) == 2 and seen[0] == seen[1]  # the same loss and accuracy: they hold the same weights
-    assert runs.find("pair").metrics["epochs"] == 2
+    return workers
+
+
+def test_two_workers_share_each_batch_and_hold_the_same_weights():
+    program = (
+        "import numpy\n"
+        "from pipeline import cluster, config, datasets, device, train\n"
+        "workers = cluster.connect('environment')\n"
+        f"settings = config.compose({SMALL!r})\n"
+        "train.seed_everything(0)\n"
+        "dataset = datasets.from_settings(settings['dataset'])\n"
+        "loop = train.build_loop(settings, dataset, workers)\n"
+        "logs = loop.train_epoch(dataset.train, 0)\n"
+        "weights = numpy.concatenate([w.reshape(-1) for w in loop.network.get_weights()])\n"
+        "print(workers.index, logs['loss'], logs['accuracy'], weights.tobytes().hex()[:4000], weights.std())\n"
+    )
+    answers = [worker.communicate(timeout=240) for worker in two_workers("-c", program)]
+    assert all(output for output, _ in answers), answers
+    (first, *seen), (second, *also_seen) = (output.split() for output, _ in answers)
+    assert (first, second) == ("0", "1")
+    assert seen == also_seen
+
+
+def test_two_workers_that_are_killed_go_on_together():
+    training = ("-m", "pipeline.train", "cluster=environment")
+    workers = two_workers(*training, *SMALL, "epochs=500", "name=pair")
+    checkpoints = Path("runs/pair/checkpoints")
+    for _ in range(1200):
+        if list(checkpoints.glob("epoch-00003.npz")) or any(worker.poll() is not None for worker in workers):
+            break
+        time.sleep(0.1)
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    finished = max(int(path.stem.split("-")[1]) for path in checkpoints.glob("epoch-*.npz"))
+    kept = Path("runs/pair/config.yaml")
+    kept.write_text(
+        kept.read_text(encoding="utf-8").replace("epochs: 500", f"epochs: {finished + 1}"), encoding="utf-8"
+    )
+    workers = two_workers(*training, "resume=runs/pair")
+    (printed, problems), (silent, also_silent) = (worker.communicate(timeout=240) for worker in workers)
+    assert [worker.returncode for worker in workers] == [0, 0], (problems, also_silent)
+    assert f"epoch {finished + 1:>3}/{finished + 1}" in printed and "test accuracy" in printed
+    assert (silent, also_silent) == ("", "")  # the first worker speaks for all
+    assert len(runs.find("pair").metrics["history"]) == finished + 1
 
 
 def test_cluster_without_its_description_is_one_sentence(monkeypatch):
