@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 
 from benchmarks import results
-from pipeline import PipelineError, cli, config, datasets, device, evaluate
+from pipeline import PipelineError, cli, config, datasets, device, evaluate, files
 from pipeline import train as training
 
 
@@ -84,7 +84,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{run['preset']}, top-5")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    files.write_figure(path, figure)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import device, runs
+from pipeline import device, files
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -33,7 +33,7 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
         "figures": figures,
     }
     FOLDER.mkdir(exist_ok=True)
-    runs.write_json(path, content)
+    files.write_json(path, content)
     return path
 
 

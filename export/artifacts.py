@@ -1,6 +1,5 @@
-"""What every exported artifact shares: appearing whole, carrying its class names, being measured, and `export.json`.
+"""What every exported artifact shares: carrying its class names, being measured, and `export.json`.
 
-with artifacts.whole(path) as temporary: ...         # appears whole or not at all
 sample = artifacts.test_sample(run, dataset)         # test images and what the Keras model says about them
 artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
 """
@@ -8,24 +7,19 @@ artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import json
-import os
-import secrets
-import shutil
 import statistics
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import PipelineError, device, runs
+from pipeline import PipelineError, device, files, runs
 
 if TYPE_CHECKING:
     from export.predict import Predictor
@@ -34,71 +28,6 @@ LABELS = "labels.json"
 ACCURACY_IMAGES = 10_000
 AGREEMENT_IMAGES = 1_000
 THROUGHPUT_BATCH = 64
-
-
-# --- writing -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what is written there (a file or a folder) is renamed when the block ends.
-
-    An older `path` is replaced then, and stays if the block fails. Two processes that write the same `path` do each
-    other no harm: the later one wins.
-
-    Raises:
-        PipelineError: No room on the disk or no permission; nothing is left behind.
-    """
-    temporary = _hidden(path)
-    try:
-        yield temporary
-        with _lock(path.parent):
-            _replace(temporary, path)
-    except OSError as error:
-        raise runs.disk_error(path, error) from None
-    except PipelineError:
-        raise
-    except Exception as error:
-        # TensorFlow's writers have their own exceptions; only the text tells a full disk from a bug.
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise runs.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
-        raise
-    finally:
-        _remove(temporary)
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; a folder cannot be renamed onto a full one, so the old one steps aside first."""
-    if not path.is_dir():
-        temporary.replace(path)
-        return
-    old = _hidden(path)
-    path.replace(old)
-    try:
-        temporary.replace(path)
-    except OSError:
-        old.replace(path)
-        raise
-    _remove(old)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the export folder for the instant of a rename or an update of `export.json`."""
-    with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # --- class names ---------------------------------------------------------------------------------------------------
@@ -268,8 +197,8 @@ def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> f
 def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
     """Put one artifact's measurements into the run's `export.json`, leaving the others' as they are."""
     path = run.export_dir / "export.json"
-    with _lock(path.parent):
-        runs.write_json(path, {**_read_json(path), artifact.name: measured})
+    with files.held(path.parent):
+        files.write_json(path, {**_read_json(path), artifact.name: measured})
 
 
 def recorded(run: runs.Run) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from export import artifacts, tensorrt_library
-from pipeline import PipelineError, device, runs
+from pipeline import PipelineError, device, first_line, runs
 from pipeline.datasets.images import decode_image, fit_image
 
 CHUNK = 1024
@@ -256,7 +256,7 @@ def _saved_model(path: Path) -> _Graph:
         ((name, pixels),) = signature.structured_input_signature[1].items()
         ((output, probabilities),) = signature.structured_outputs.items()
     except Exception as error:  # TensorFlow raises whatever its protobuf and file readers raise
-        raise PipelineError(f"{path} is no readable SavedModel of a classifier ({_first_line(error)}).") from None
+        raise PipelineError(f"{path} is no readable SavedModel of a classifier ({first_line(error)}).") from None
     shape, classes = _check_ends(path, pixels.dtype.as_numpy_dtype, pixels.shape[1:], probabilities.shape[-1])
 
     def forward(images: Any) -> np.ndarray:
@@ -282,7 +282,7 @@ def _tflite(path: Path) -> _Graph:
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise PipelineError(
-            f"{path} is no readable TFLite file ({_first_line(error)}); make it again: python -m export.tflite"
+            f"{path} is no readable TFLite file ({first_line(error)}); make it again: python -m export.tflite"
         ) from None
     pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     shape, classes = _check_ends(path, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1])
@@ -326,7 +326,3 @@ def _threads() -> int:
     """Half the cores this process may use: the interpreter's threads spin, and one too many makes all of them wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

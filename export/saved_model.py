@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifacts
-from pipeline import cli, runs
+from pipeline import cli, files, runs
 
 
 def save(run: runs.Run) -> Path:
@@ -25,7 +25,7 @@ def save(run: runs.Run) -> Path:
     """
     path = run.export_dir / "saved_model"
     model = float32_copy(run.load_model())
-    with artifacts.whole(path) as temporary:
+    with files.whole(path) as temporary:
         write(model, temporary)
         (temporary / artifacts.LABELS).write_bytes(artifacts.labels(run.card))
     return path

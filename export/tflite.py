@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifacts, saved_model
-from pipeline import PipelineError, cli, device, runs
+from pipeline import PipelineError, cli, device, files, runs
 
 PRECISIONS = ("float32", "float16", "int8")
 CALIBRATION_IMAGES = 512
@@ -40,14 +40,14 @@ def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
     dataset = dataset if dataset is not None else run.load_dataset()
     sample = artifacts.test_sample(run, dataset)
     model = run.load_model()
-    files = {}
+    paths = {}
     for precision in PRECISIONS:
         calibration = artifacts.calibration_images(dataset, CALIBRATION_IMAGES) if precision == "int8" else None
         path = run.export_dir / f"model_{precision}.tflite"
-        runs.write_whole(path, artifacts.with_labels(convert(model, precision, calibration), run.card))
+        files.write(path, artifacts.with_labels(convert(model, precision, calibration), run.card))
         artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
-        files[precision] = path
-    return files
+        paths[precision] = path
+    return paths
 
 
 def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
@@ -124,8 +124,8 @@ def main() -> None:
     from rich.console import Console
 
     with Console(stderr=True).status("converting, calibrating and measuring"):
-        files = export(run, dataset)
-    Console().print(artifacts.table(run, ["model.keras", *(path.name for path in files.values())]))
+        paths = export(run, dataset)
+    Console().print(artifacts.table(run, ["model.keras", *(path.name for path in paths.values())]))
     print(f"written to {run.export_dir}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from export import artifacts, saved_model, tensorrt_library
-from pipeline import PipelineError, cli, device, runs
+from pipeline import PipelineError, cli, device, files, runs
 
 PRECISIONS = ("INT8", "FP16", "FP32")
 CALIBRATION_IMAGES = 512
@@ -53,7 +53,7 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
     images = artifacts.calibration_images(dataset, CALIBRATION_IMAGES)
     path = run.export_dir / f"tftrt_{precision.lower()}"
     source = saved_model.save(run)
-    with artifacts.whole(path) as temporary:
+    with files.whole(path) as temporary:
         manifest = _convert(source, temporary, precision, images)
         manifest |= {
             "tensorrt": ".".join(map(str, version)),
@@ -61,7 +61,7 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
             "machine": device.describe(),
         }
         (temporary / artifacts.LABELS).write_bytes(artifacts.labels(run.card))
-        runs.write_json(temporary / tensorrt_library.MANIFEST, manifest)
+        files.write_json(temporary / tensorrt_library.MANIFEST, manifest)
     measured = artifacts.measure(Predictor.load(path), sample)
     conversion = {key: manifest[key] for key in ("engines", "nodes_converted", "nodes")}
     artifacts.record(run, path, measured | conversion)

@@ -3,6 +3,12 @@
 __version__ = "0.1.0"
 
 
+def first_line(problem: object) -> str:
+    """The first line of an error or of a program's output, for a sentence about it; at most 200 characters."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__ if isinstance(problem, Exception) else ""]
+    return lines[0].strip()[:200].rstrip(".")
+
+
 class PipelineError(Exception):
     """A problem the user can act on: its message is one sentence with the value received and the way out.
 

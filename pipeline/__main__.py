@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, config, notebooks, runs
+from pipeline import PipelineError, cli, config, files, notebooks, runs
 from pipeline.notebooks import Chapter
 
 
@@ -172,7 +172,7 @@ def _make(folder: Path, exist_ok: bool = True) -> None:
             raise PipelineError(f"{folder} is a file, not a folder; move it away or choose another --name.") from None
         raise
     except OSError as error:
-        raise runs.disk_error(folder, error) from None
+        raise files.disk_error(folder, error) from None
 
 
 @contextlib.contextmanager

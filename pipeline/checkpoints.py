@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, runs
+from pipeline import PipelineError, files
 
 KEPT = 2  # the newest, and one more should the newest be damaged later
 
@@ -53,7 +53,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
     arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
     content = io.BytesIO()
     numpy.savez(content, **arrays)
-    runs.write_whole(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def load(path: Path, variables: Sequence[Any]) -> Progress:
@@ -66,7 +66,7 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
         with numpy.load(path, allow_pickle=False) as file:
             progress = Progress(**json.loads(file["progress"].tobytes()))
             arrays = [file[f"{number:05d}"] for number in range(len(file.files) - 1)]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise PipelineError(f"The checkpoint {path} cannot be read ({error}).") from None
     if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
         raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer.")
@@ -79,9 +79,17 @@ def epoch_path(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:05d}.npz"
 
 
+def best_path(folder: Path, epoch: int) -> Path:
+    """The weights of an epoch that was the best so far."""
+    return folder / f"best-{epoch:05d}.npz"
+
+
 def save_epoch(folder: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write the checkpoint of the epoch that just ended and drop those before the last two."""
+    """Write the checkpoint of the epoch that just ended; drop those before the last two and what was best before."""
     save(epoch_path(folder, progress.epoch), variables, progress)
+    for old in folder.glob("best-*.npz"):
+        if old != best_path(folder, progress.best_epoch):
+            old.unlink(missing_ok=True)
     for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:
         old.unlink(missing_ok=True)
 

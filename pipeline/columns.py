@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
+import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, files
 
-FORMAT = 1
+FORMAT = 2
 ROW_GROUP_BYTES = 8 * 2**20  # small enough that two cores share the work of decoding
 LIST_LIMIT = 2**31 - 1  # cuDF counts a list column's values in 32 bits
 _METADATA = b"pipeline"
@@ -104,6 +101,7 @@ class Header:
         row_groups: The split of each row group.
         rows: Number of rows of each row group.
         checksums: Split to a sum over its pixels and labels.
+        content: Digest of class names, splits, pixels and labels in their order; a copy of the data has the same.
         rejected: The images that were left out.
     """
 
@@ -114,6 +112,7 @@ class Header:
     row_groups: list[str]
     rows: list[int]
     checksums: dict[str, int]
+    content: str
     rejected: list[Rejected]
 
     @classmethod
@@ -140,59 +139,18 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write a file or a folder at, and rename it when the block is done.
-
-    So `path` appears whole or not at all: an exception, Ctrl-C or a full disk removes the temporary one, and what a
-    killed process left behind is removed by the next that writes the same `path`. Of two processes at once each
-    writes its own, and the last to finish stays.
-
-    Yields:
-        A path that does not exist yet.
-
-    Raises:
-        PipelineError: No room on the disk, or no permission.
-    """
-    stem = f".{path.name}."
-    temporary = path.with_name(f"{stem}{secrets.token_hex(4)}.tmp")
-    lock = temporary.with_suffix(".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in path.parent.glob(f"{stem}*.lock"):
-            with contextlib.suppress(OSError), abandoned.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees a dead writer's lock
-                _remove(abandoned.with_suffix(".tmp"))
-                abandoned.unlink(missing_ok=True)
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield temporary
-            try:
-                temporary.replace(path)
-            except OSError:
-                if not path.is_dir():  # else another process has finished the same folder first
-                    raise
-    except OSError as error:
-        raise write_error(path, error) from None
-    finally:
-        _remove(temporary)
-        lock.unlink(missing_ok=True)
+def whole(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """`files.whole` for the cache folder: of two processes that make the same folder the first one's stays."""
+    return files.whole(path, replaces_folder=False, sentence=write_error)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_error(path: Path, error: OSError) -> PipelineError:
+def write_error(path: Path, error: OSError) -> files.DiskError:
     """The sentence for a cache or a download that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if files.is_full(error):
         way_out = "free some space, or set PIPELINE_CACHE to a folder on another disk"
-        return PipelineError(f"No room on the disk for {path}; {way_out}.", exit_code=1)
+        return files.DiskError(f"No room on the disk for {path}; {way_out}.")
     reason = error.strerror or error
-    return PipelineError(f"{path} cannot be written ({reason}); set PIPELINE_CACHE to a folder that can.", exit_code=1)
+    return files.DiskError(f"{path} cannot be written ({reason}); set PIPELINE_CACHE to a folder that can.")
 
 
 def workers() -> int:
@@ -216,7 +174,8 @@ def write(
     Raises:
         PipelineError: No image at all, or no room on the disk.
     """
-    header = Header(FORMAT, digest, class_names, (0, 0, 0), [], [], {}, rejected)
+    header = Header(FORMAT, digest, class_names, (0, 0, 0), [], [], {}, "", rejected)
+    content = hashlib.blake2b(json.dumps(class_names).encode(), digest_size=16)
     with (
         whole(path) as temporary,
         temporary.open("wb") as file,
@@ -237,10 +196,14 @@ def write(
             header.rows.append(len(images))
             total = header.checksums.get(split, 0) + checksum(images, labels)
             header.checksums[split] = total % 2**64
+            content.update(f"{split} {images.shape}".encode())
+            content.update(np.ascontiguousarray(images))
+            content.update(labels)
             header = dataclasses.replace(header, image_shape=images.shape[1:])
         if not header.rows:
             first = f"; the first: {rejected[0].path} ({rejected[0].reason})" if rejected else ""
             raise PipelineError(f"No image could be read, {len(rejected)} were left out{first}.", exit_code=1)
+        header = dataclasses.replace(header, content=content.hexdigest())
         writer.add_key_value_metadata({_METADATA: json.dumps(dataclasses.asdict(header)).encode()})
 
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, device, runs
+from pipeline import PipelineError, cli, device, files, runs
 
 COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them
     "run": "run", "model": "model", "augment": "augment", "parameters": "weights", "epochs": "epochs",
@@ -94,8 +94,8 @@ def report(folder: Path) -> None:
         row = {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M"}
         shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in COLUMNS))
     Console().print(shown)
-    runs.write_whole(folder / "comparison.csv", frame.to_csv(index=False).encode())
-    draw(frame).savefig(folder / "comparison.png", dpi=110)
+    files.write(folder / "comparison.csv", frame.to_csv(index=False).encode())
+    files.write_figure(folder / "comparison.png", draw(frame))
     print(f"table and plot in {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
 
 

@@ -77,7 +77,7 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             except PipelineError as error:
                 problem.append(error)
             return
-        job = about.job.override_dirname
+        job = about.job.override_dirname or "default"
         try:
             print(f"--- {job}")
             settings = resolve(config)

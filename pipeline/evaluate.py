@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, cli, device, runs
+from pipeline import PipelineError, cli, device, files, runs
 
 SPLITS = ("train", "validation", "test")
 
@@ -135,12 +135,10 @@ def evaluate(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, Any]
     labels = device.to_numpy(part.labels)
     probabilities = predict_probabilities(run.load_model(), part.images)
     measured = {f"{split}_{key}": value for key, value in measure(probabilities, labels, card.class_names).items()}
-    folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
     for name, figure in draw(probabilities, labels, part.images, card.class_names).items():
-        figure.savefig(folder / f"{split}_{name}.png", dpi=110, bbox_inches="tight")
+        files.write_figure(run.path / "evaluation" / f"{split}_{name}.png", figure)
     known = run.metrics if (run.path / "metrics.json").exists() else {}
-    runs.write_json(run.path / "metrics.json", {**known, **measured})
+    files.write_json(run.path / "metrics.json", {**known, **measured})
     return measured
 
 

@@ -72,6 +72,7 @@ class Loop:
         self.dtype = "float16" if precision.startswith("mixed") else "float32"
         self.xla = xla
         self.workers = workers
+        self._shard_steps: dict[tuple[int, int], int] = {}
         if optimizer is not None:
             self._scaler = GradientScaler(optimizer, precision)
             self._train_steps = _training_graph(network, optimizer, self._scaler, label_smoothing, xla, workers)
@@ -175,24 +176,31 @@ class Loop:
         xp = device.xp()
         steps = len(order) // batch
         bytes_a_step = batch * math.prod(split.images.shape[1:]) * numpy.dtype(self.dtype).itemsize
-        fitting = max(1, int(device.free_memory() * SHARD_FRACTION_OF_FREE_MEMORY) // bytes_a_step)
-        shard_steps = min(fitting, steps if device.has_gpu() else CPU_STEPS_PER_SHARD)
+        if (steps, bytes_a_step) not in self._shard_steps:  # once: another size would be another graph to compile
+            fitting = max(1, int(device.free_memory() * SHARD_FRACTION_OF_FREE_MEMORY) // bytes_a_step)
+            self._shard_steps[steps, bytes_a_step] = min(fitting, steps if device.has_gpu() else CPU_STEPS_PER_SHARD)
+        shard_steps = self._shard_steps[steps, bytes_a_step]
         for first in range(0, steps, shard_steps):
-            indices = xp.asarray(order[first * batch : (first + shard_steps) * batch])
-            taken = len(indices) // batch
-            images = augment.apply(
-                split.images, policy, self.mean, self.std,
-                seed=self.seed, epoch=epoch, indices=indices, dtype=self.dtype,
-            )  # fmt: skip
-            images = images.reshape(taken, batch, *images.shape[1:])
-            labels = xp.ascontiguousarray(split.labels[indices]).reshape(taken, batch)
-            yield device.to_tensorflow(images), device.to_tensorflow(labels)
+            with self._memory_sentence():
+                indices = xp.asarray(order[first * batch : (first + shard_steps) * batch])
+                taken = len(indices) // batch
+                images = augment.apply(
+                    split.images, policy, self.mean, self.std,
+                    seed=self.seed, epoch=epoch, indices=indices, dtype=self.dtype,
+                )  # fmt: skip
+                images = images.reshape(taken, batch, *images.shape[1:])
+                labels = xp.ascontiguousarray(split.labels[indices]).reshape(taken, batch)
+                shard = device.to_tensorflow(images), device.to_tensorflow(labels)
+            yield shard
 
     def _guarded(self, graph: Any, *inputs: Any) -> Any:
         # The graph is traced in its first call; what XLA compiles must not hold a custom operation.
         own = ops.without_custom_operations() if self.xla else contextlib.nullcontext()
-        with own, device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images"):
+        with own, self._memory_sentence():
             return graph(*inputs)
+
+    def _memory_sentence(self) -> contextlib.AbstractContextManager[None]:
+        return device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images")
 
 
 def permutation(seed: int, epoch: int, count: int) -> numpy.ndarray:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, runs
+from pipeline import PipelineError, files
 
 NOTEBOOKS = Path("notebooks")
 KERNEL = "python3"
@@ -214,7 +214,7 @@ def execute(chapter: Chapter, output: Path, parameters: Mapping[str, Any], *, pr
             exit_code=1,
         ) from None
     except OSError as error:
-        raise runs.disk_error(output, error) from None
+        raise files.disk_error(output, error) from None
 
 
 def _first_line(source: str) -> str:
@@ -275,7 +275,7 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     page, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title, "path": str(path.parent)}})
     # A report opened on a machine without network must look the same: nothing is taken from elsewhere.
-    runs.write_whole(path, _without_network(page).encode())
+    files.write(path, _without_network(page).encode())
 
 
 def _without_network(page: str) -> str:

@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline import PipelineError, files
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -61,7 +61,7 @@ class ModelCard:
             raise PipelineError(f"{path} is no readable model card ({error}); train again: {TRAIN_COMMAND}") from None
 
     def write(self, path: Path) -> None:
-        write_json(path, dataclasses.asdict(self))
+        files.write_json(path, dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,35 +163,3 @@ def set_latest(run: Path) -> None:
     link = RUNS / f".latest-{secrets.token_hex(4)}"
     link.symlink_to(os.path.relpath(run, RUNS), target_is_directory=True)
     link.replace(LATEST)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON so that the file appears whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary name beside `path`, flush it to the disk, and rename.
-
-    Raises:
-        PipelineError: No room on the disk or no permission; nothing is left behind and an older `path` stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from None
-
-
-def disk_error(path: Path, error: OSError) -> PipelineError:
-    """The sentence for a write that failed."""
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return PipelineError(f"No room on the disk for {path}; free some space and run the command again.", exit_code=1)
-    return PipelineError(f"{path} cannot be written ({error.strerror or error}).", exit_code=1)

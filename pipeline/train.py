@@ -34,6 +34,7 @@ from pipeline import (
     datasets,
     device,
     evaluate,
+    files,
     models,
     optimizers,
     runs,
@@ -77,15 +78,18 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
                 f"note: only {len(dataset.validation.labels)} validation images choose the best epoch; a larger "
                 "dataset.validation_fraction chooses better"
             )
-        loop = build_loop(settings, dataset, workers)
+        with device.out_of_memory_sentence("choose a smaller network"):
+            loop = build_loop(settings, dataset, workers)
         settings = keep_settings(folder, settings, dataset, workers)
         try:
             progress = fit(loop, settings, dataset, folder, callbacks)
+            if not workers.is_chief:
+                return runs.Run(folder.resolve())
+            return finish(loop, settings, dataset, folder, progress)
         except KeyboardInterrupt:
             raise PipelineError(f"Stopped by Ctrl-C. {how_to_go_on(folder)}", 130) from None
-        if not workers.is_chief:
-            return runs.Run(folder.resolve())
-        return finish(loop, settings, dataset, folder, progress)
+        except files.DiskError as error:
+            raise files.DiskError(f"{error} {how_to_go_on(folder)}") from None
 
 
 def build_network(options: dict[str, Any], dataset: Any) -> Any:
@@ -177,7 +181,7 @@ def fit(
     finally:
         bar.close()
     if loop.workers.is_chief:
-        checkpoints.load(folder / "checkpoints" / "best.npz", network.variables)
+        checkpoints.load(checkpoints.best_path(folder / "checkpoints", progress.best_epoch), network.variables)
     listeners.on_train_end()
     return progress
 
@@ -185,9 +189,11 @@ def fit(
 def finish(
     loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path, progress: checkpoints.Progress
 ) -> runs.Run:
-    """Write the model, its card and `metrics.json`, measure the test split, and point ``runs/latest`` here."""
-    deployable = portable(loop, settings, dataset)
-    save_model(deployable, folder / "model.keras")
+    """Write the card, `metrics.json` and the model, point ``runs/latest`` here, and measure the test split.
+
+    In this order, so that a run with a model has all that others read; after a kill in between, ``resume=`` does it
+    again.
+    """
     card = runs.ModelCard(
         name=run_name(folder),
         model=settings["model"]["name"],
@@ -213,10 +219,12 @@ def finish(
         "images_per_second": statistics.median(speeds[1:] or speeds),  # the first epoch holds the compilation
         "history": progress.history,
     }
-    runs.write_json(folder / "metrics.json", training)
+    files.write_json(folder / "metrics.json", training)
+    with files.whole(folder / "model.keras") as temporary:
+        portable(loop, settings, dataset).save(temporary)
+    runs.set_latest(folder)
     run = runs.Run(folder.resolve())
     evaluate.evaluate(run, dataset, "test")
-    runs.set_latest(folder)
     return run
 
 
@@ -318,7 +326,7 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise runs.disk_error(folder, error) from None
+        raise files.disk_error(folder, error) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,7 +340,12 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             (folder / "checkpoints").mkdir(exist_ok=True)
             yield folder
         except OSError as error:  # whatever part met a full disk, the sentence is the same
-            raise runs.disk_error(Path(error.filename or folder), error) from None
+            place = Path(error.filename or folder)
+            ours = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
+            if ours or files.is_full(error):
+                problem = files.disk_error(place, error)
+                raise files.DiskError(f"{problem} {how_to_go_on(folder)}") from None
+            raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
         finally:
             if not (folder / "config.yaml").exists():  # nothing began: leave the name free
                 with contextlib.suppress(OSError):
@@ -353,9 +366,12 @@ def keep_settings(
         return settings
     where = settings["dataset"].get("data_dir")
     settings = {**settings, "name": run_name(folder), "data_digest": dataset.digest}
-    settings["dataset"] = {**settings["dataset"], "data_dir": str(Path(where).resolve()) if where else None}
+    settings["dataset"] = {
+        **settings["dataset"],
+        "data_dir": str(Path(where).expanduser().resolve()) if where else None,
+    }
     if workers.is_chief:
-        runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
+        files.write(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
     return settings
 
 
@@ -373,23 +389,13 @@ def keep_epoch(
     if not workers.is_chief:
         return
     if best == progress.epoch:
-        checkpoints.save(folder / "checkpoints" / "best.npz", network.variables, progress)
+        checkpoints.save(checkpoints.best_path(folder / "checkpoints", best), network.variables, progress)
     checkpoints.save_epoch(folder / "checkpoints", variables, progress)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["epoch", *progress.history[0]])
     writer.writeheader()
     writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
-    runs.write_whole(folder / "history.csv", text.getvalue().encode())
-
-
-def save_model(model: Any, path: Path) -> None:
-    """Save a Keras model so that the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        model.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(folder / "history.csv", text.getvalue().encode())
 
 
 def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -> list[Any]:

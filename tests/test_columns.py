@@ -79,7 +79,7 @@ def test_row_groups_stay_below_64_mebibytes(tmp_path):
 
 def test_splits_too_large_for_one_cudf_column_are_read_in_runs(monkeypatch):
     monkeypatch.setattr(columns, "LIST_LIMIT", 100)
-    header = columns.Header(1, "d", [], (2, 5, 1), ["train"] * 5, [4, 6, 3, 20, 1], {}, [])
+    header = columns.Header(columns.FORMAT, "d", [], (2, 5, 1), ["train"] * 5, [4, 6, 3, 20, 1], {}, "", [])
     # 40 + 60 values fit, then 30, then 200 alone although too large, then 10.
     assert list(columns._chunks([0, 1, 2, 3, 4], header)) == [[0, 1], [2], [3], [4]]
 
@@ -196,7 +196,7 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
         assert process.stdout.readline() == "writing\n"
         with columns.whole(path) as temporary:  # the other one lives: its file stays
             temporary.write_bytes(b"mine")
-        assert len(list(tmp_path.glob(".cache.parquet.*.tmp"))) == 1
+        assert len(list(tmp_path.glob(".tmp-*-cache.parquet"))) == 1
         process.kill()
         process.wait()
     assert path.read_bytes() == b"mine"
@@ -219,7 +219,10 @@ def test_of_two_writers_of_a_folder_one_stays_whole(tmp_path):
 def test_a_lock_is_held_while_writing(tmp_path):
     with columns.whole(tmp_path / "x") as temporary:
         temporary.write_bytes(b"")
-        with temporary.with_suffix(".lock").open() as lock, pytest.raises(BlockingIOError):
+        with (
+            temporary.with_name(temporary.name.replace(".tmp", ".lock")).open() as lock,
+            pytest.raises(BlockingIOError),
+        ):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
-from pipeline import PipelineError, device, runs
+from pipeline import PipelineError, device, files, runs
 from tests.conftest import REPOSITORY
 from tests.small_run import digits, write_run
 
@@ -174,13 +174,13 @@ def test_failed_write_keeps_the_older_artifact(tmp_path):
     for error in (full, RuntimeError("RESOURCE_EXHAUSTED: x.tmp; No space left on device")):
         with (
             pytest.raises(PipelineError, match="No room on the disk for") as raised,
-            artifacts.whole(path) as temporary,
+            files.whole(path) as temporary,
         ):
             temporary.mkdir()
             (temporary / "content").write_text("half", encoding="utf-8")
             raise error
         assert raised.value.exit_code == 1
-    with pytest.raises(ZeroDivisionError), artifacts.whole(path) as temporary:
+    with pytest.raises(ZeroDivisionError), files.whole(path) as temporary:
         temporary.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
     assert (path / "content").read_text(encoding="utf-8") == "old"
@@ -193,7 +193,7 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
 
     def write(mark):
         try:
-            with artifacts.whole(path) as temporary:
+            with files.whole(path) as temporary:
                 temporary.mkdir()
                 for part in range(20):
                     (temporary / str(part)).write_text(mark, encoding="utf-8")

@@ -140,7 +140,7 @@ def test_export_tflite_command(workplace, trained_run):
     assert (code, errors) == (0, "")
     lines = [line for line in output.splitlines() if "%" in line]
     names = ["model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"]
-    assert [line.split("│")[1].strip() for line in lines] == names
+    assert [line.split()[0] for line in lines] == names
     assert output.splitlines()[-1] == f"written to {workplace / 'runs' / 'fresh' / 'export'}"
 
 

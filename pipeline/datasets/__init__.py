@@ -49,7 +49,7 @@ class Dataset:
         test: The test split.
         mean: Per-channel mean of the training split, in units of 0..1 (pixel / 255).
         std: Per-channel standard deviation, same units.
-        digest: Digest of the source data; the same as long as the source does not change.
+        digest: Digest of all decoded images, labels and class names; a copy elsewhere has the same.
         rejected: The images that could not be read and were left out, with the reason.
     """
 
@@ -188,7 +188,7 @@ def load(
     _check_train(splits["train"], kept, source)
     mean, std = frames.channel_statistics(splits["train"].images)
     return Dataset(
-        name, kept, splits["train"], splits["validation"], splits["test"], mean, std, header.digest, header.rejected
+        name, kept, splits["train"], splits["validation"], splits["test"], mean, std, header.content, header.rejected
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
 import stat
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -41,7 +41,7 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
     with columns.whole(path) as temporary:
         with temporary.open("wb") as file:
             try:
-                with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:
+                with _open(address) as answer:
                     size = int(answer.headers.get("Content-Length") or 0)
                     with _bar(path.name, size, progress) as bar:
                         while block := _read(answer):
@@ -49,10 +49,9 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
                             bar.update(len(block))
                     if file.tell() < size:
                         raise _Interrupted(f"the connection ended after {file.tell()} of {size} bytes")
-            except (_Interrupted, urllib.error.URLError) as error:
-                reason = getattr(error, "reason", None) or error
+            except _Interrupted as error:
                 raise PipelineError(
-                    f"{address} could not be downloaded ({reason}); try again, or download it elsewhere and put it at "
+                    f"{address} could not be downloaded ({error}); try again, or download it elsewhere and put it at "
                     f"{path}.",
                     exit_code=1,
                 ) from None
@@ -62,6 +61,13 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
 
 class _Interrupted(Exception):
     """The connection broke; kept apart from an error of the disk."""
+
+
+def _open(address: str) -> Any:
+    try:
+        return urllib.request.urlopen(address, timeout=_TIMEOUT)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed answer or address
+        raise _Interrupted(getattr(error, "reason", None) or error or type(error).__name__) from None
 
 
 def _read(answer: IO[bytes]) -> bytes:
@@ -228,7 +234,7 @@ class _Zip:
 
 
 def digest_of(paths: Iterable[Path], root: Path) -> str:
-    """A digest that changes when a file is added, removed, renamed or written: of path, size and time of each.
+    """A digest that changes when a file is added, removed, renamed, written or made readable: of path, size and times.
 
     The contents are not read, so that a hundred thousand files take a second.
 
@@ -241,5 +247,7 @@ def digest_of(paths: Iterable[Path], root: Path) -> str:
             status = path.stat()
         except OSError as error:
             raise PipelineError(f"{path} cannot be read ({error.strerror}).") from None
-        result.update(f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        result.update(
+            f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode()
+        )
     return result.hexdigest()

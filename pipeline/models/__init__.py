@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, first_line
 
 NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "resnet18", "fashion_mlp", "vit_lite")}
 LAYERS = ["pipeline.models.layers", "pipeline.ops.layers"]  # importing one registers its layers for loading
@@ -50,7 +50,7 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
     try:
         return module.build(tuple(input_shape), num_classes, **options)
     except (TypeError, ValueError) as error:
-        raise PipelineError(f"The network {name} does not take these options ({_first_line(error)}).") from None
+        raise PipelineError(f"The network {name} does not take these options ({first_line(error)}).") from None
 
 
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
@@ -91,9 +91,5 @@ def load(path: str | Path) -> Any:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever its zip, JSON and HDF5 readers raise
         raise PipelineError(
-            f"{path} is no readable Keras model ({type(error).__name__}: {_first_line(error)})."
+            f"{path} is no readable Keras model ({type(error).__name__}: {first_line(error)})."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import PipelineError, columns, device
+from pipeline import PipelineError, columns, device, first_line
 
 SOURCES = Path(__file__).parent / "src"
 LIBRARY = "operations.so"
@@ -159,7 +159,7 @@ def load() -> ModuleType:
         library = tf.load_op_library(str(path))
     except (tf.errors.OpError, RuntimeError) as error:
         raise PipelineError(
-            f"TensorFlow does not load {path} ({_first_line(str(error))}); remove that file.", 1
+            f"TensorFlow does not load {path} ({first_line(str(error))}); remove that file.", 1
         ) from None
     _register_gradients(library)
     _try_out(library)
@@ -176,7 +176,7 @@ def _try_out(library: ModuleType) -> None:
             library.pipeline_leaky_relu(ones, alpha=0.5).numpy()
             library.pipeline_bias_gelu_grad(ones, ones, ones[0], approximate=False)[1].numpy()
     except tf.errors.OpError as error:
-        reason = _first_line(error.message)
+        reason = first_line(error.message)
         raise PipelineError(f"The custom operations were built, but do not run here ({reason}).", 1) from None
 
 
@@ -253,7 +253,7 @@ def _failure(compiler: str, output: str) -> PipelineError:
     if "No space left on device" in output:
         return PipelineError("No room on the disk to compile the custom operations; free some space.", 1)
     lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines()
-    reason = _first_line("\n".join(lines)) or "it said nothing"
+    reason = first_line("\n".join(lines)) or "it said nothing"
     return PipelineError(f"{compiler} does not compile the custom operations ({reason}).", 1)
 
 
@@ -293,7 +293,7 @@ def _version(tool: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PipelineError(f"The compiler {tool} does not start ({error}).", 1) from None
     if answer.returncode != 0:
-        raise PipelineError(f"{tool} --version fails ({_first_line(answer.stderr or answer.stdout)}).", 1)
+        raise PipelineError(f"{tool} --version fails ({first_line(answer.stderr or answer.stdout)}).", 1)
     return answer.stdout
 
 
@@ -305,7 +305,3 @@ def _processor_features() -> str:
         return platform.processor()
     wanted = ("flags", "Features", "model name")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0].strip()[:200].rstrip(".")

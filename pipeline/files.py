@@ -1,0 +1,150 @@
+"""Files and folders that appear whole or not at all, and the sentence for one that cannot be written.
+
+with files.whole(path) as temporary: ...         # written there, then renamed to path
+files.write_json(path, content)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import PipelineError
+
+
+class DiskError(PipelineError):
+    """Something could not be written; the exit code is 1."""
+
+    def __init__(self, message: str):
+        super().__init__(message, exit_code=1)
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """The sentence for a write that failed."""
+    if is_full(error):
+        return DiskError(f"No room on the disk for {path}; free some space.")
+    return DiskError(f"{path} cannot be written ({error.strerror or error}).")
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def whole(
+    path: Path, *, replaces_folder: bool = True, sentence: Callable[[Path, OSError], PipelineError] = disk_error
+) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write a file or a folder at, and rename it when the block is done.
+
+    So `path` appears whole or not at all, and an older one stays until then: an exception, Ctrl-C or a full disk
+    removes the temporary one, and what a killed process left behind is removed by the next that writes the same
+    `path`. Of two processes at once each writes its own, and the last to finish stays.
+
+    Args:
+        path: The file or folder; the folder it is in is made where missing.
+        replaces_folder: Whether a folder at `path` gives way to a new one; if not, the older one stays.
+        sentence: Makes the error for a write that failed.
+
+    Yields:
+        A path that does not exist yet, with the suffix of `path`.
+
+    Raises:
+        PipelineError: No room on the disk, or no permission.
+    """
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".tmp-{token}-{path.name}")
+    lock = path.with_name(f".lock-{token}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in path.parent.glob(f".lock-????????-{glob.escape(path.name)}"):
+            with contextlib.suppress(OSError), abandoned.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees a dead writer's lock
+                for kind in (".tmp-", ".old-"):
+                    _remove(abandoned.with_name(abandoned.name.replace(".lock-", kind, 1)))
+                abandoned.unlink(missing_ok=True)
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield temporary
+            if temporary.is_file():
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+            _rename(temporary, path, replaces_folder)
+    except OSError as error:
+        raise sentence(path, error) from None
+    except PipelineError:
+        raise
+    except Exception as error:
+        # TensorFlow's writers have their own exceptions; only the text tells a full disk from a bug.
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise sentence(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
+        raise
+    finally:
+        _remove(temporary)
+        lock.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises `PipelineError` where there is no room or no permission."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
+    write(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock for the instant of a rename or an update; other processes wait."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _rename(temporary: Path, path: Path, replaces_folder: bool) -> None:
+    """Rename `temporary` to `path`; a folder cannot be renamed onto a full one, so the old one steps aside first."""
+    if not temporary.is_dir():
+        temporary.replace(path)
+    elif not replaces_folder:
+        try:
+            temporary.replace(path)
+        except OSError:
+            if not path.is_dir():  # else another process has finished the same folder first
+                raise
+    else:
+        with held(path.parent):
+            old = temporary.with_name(temporary.name.replace(".tmp-", ".old-", 1))
+            if path.exists():
+                path.replace(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old.exists():
+                    old.replace(path)
+                raise
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
