@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy
 
-from benchmarks import results
-from pipeline import augment, cli, device
+from pipeline import augment, cli, device, results
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 POLICIES = ("standard", "none", "light", "strong")

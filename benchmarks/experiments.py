@@ -1,8 +1,9 @@
 """What do the presets of the reference systems reach on this machine? ``python -m benchmarks.experiments NAME …``
 
 Each name is a file of `pipeline/conf/experiment`. A preset is trained as its command would train it, after one epoch
-that compiles the graphs and is then undone, so that the times are those of training. The history of loss, top-1 and
-top-5 accuracy goes into the result file, and as curves into a picture beside it.
+that compiles the graphs and is then undone, so that the times are those of training; what is tested is the network
+after its last epoch. The history of loss, top-1 and top-5 accuracy goes into the result file, and as curves into a
+picture beside it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import Any
 
 import numpy
 
-from benchmarks import results
-from pipeline import PipelineError, cli, config, datasets, device, evaluate, files
+from pipeline import PipelineError, cli, config, datasets, device, evaluate, files, results
 from pipeline import train as training
 
 

@@ -13,8 +13,7 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks import results
-from pipeline import cli, config, datasets, device, ops
+from pipeline import cli, config, datasets, device, ops, results
 from pipeline import train as training
 
 NETWORKS = ("vit_lite", "fashion_mlp")

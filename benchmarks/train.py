@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy
 
-from benchmarks import results
-from pipeline import cli, config, datasets, device
+from pipeline import cli, config, datasets, device, results
 from pipeline import train as training
 
 

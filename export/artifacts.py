@@ -121,7 +121,7 @@ def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
     """
     from export.predict import Predictor
 
-    check_dataset(run, dataset)
+    run.check_dataset(dataset)
     if len(dataset.test.labels) == 0:
         raise PipelineError(f"The data set {dataset.name} has no test images to measure an artifact on.")
     order = balanced_sample(dataset.test.labels, ACCURACY_IMAGES, seed)
@@ -130,18 +130,6 @@ def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
     sample = Sample(images, device.to_numpy(dataset.test.labels)[order], keras_model.probabilities(images))
     record(run, run.model_path, measure(keras_model, sample))
     return sample
-
-
-def check_dataset(run: runs.Run, dataset: Any) -> None:
-    """Raise `PipelineError` unless `dataset` has the classes and the image shape `run` was trained on."""
-    card = run.card
-    shape = tuple(dataset.train.images.shape[1:])
-    if shape != tuple(card.input_shape) or list(dataset.class_names) != list(card.class_names):
-        raise PipelineError(
-            f"The data set {dataset.name} ({len(dataset.class_names)} classes, images of {shape}) is not what the run "
-            f"{run.name} was trained on ({len(card.class_names)} classes, images of {tuple(card.input_shape)}); "
-            f"pass the data set of the run, or its --data-dir."
-        )
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

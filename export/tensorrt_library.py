@@ -94,7 +94,7 @@ def find() -> Path:
                 return Path(folder)
     raise PipelineError(
         f"TensorRT 8.6 is not installed (no tensorrt_libs package with libnvinfer.so.8); run pip install -r "
-        f"requirements-gpu.txt; {INSTEAD}."
+        f"requirements-tensorrt.txt; {INSTEAD}."
     )
 
 

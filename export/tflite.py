@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifacts, saved_model
-from pipeline import PipelineError, cli, device, files, runs
+from pipeline import PipelineError, cli, device, files, first_line, runs
 
 PRECISIONS = ("float32", "float16", "int8")
 CALIBRATION_IMAGES = 512
@@ -86,8 +86,29 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
         try:
             return converter.convert()
         except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise PipelineError(f"TFLite cannot express this network in {precision} ({reason}).", exit_code=1) from None
+            raise PipelineError(
+                f"TFLite cannot express {culprit(model)} in {precision} ({first_line(error)}).", exit_code=1
+            ) from None
+
+
+def culprit(model: Any) -> str:
+    """What of a deployable model TFLite cannot express: the first of the network's layers that it refuses alone."""
+    tf = device.tensorflow()
+    import keras
+
+    for layer in model.get_layer("network").layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = keras.tree.map_structure(
+                lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype), layer.input
+            )
+            saved_model.write(keras.Model(inputs, layer(inputs)), Path(folder))
+            try:
+                tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+            except Exception:
+                return f"the layer {layer.name!r} ({type(layer).__name__}) of this network"
+    return "this network"
 
 
 def _for_integers(model: Any) -> Any:

@@ -102,13 +102,15 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
         except RuntimeError as error:  # TensorFlow compares the versions here
             raise PipelineError(
                 f"TensorFlow {tf.__version__} refuses the TensorRT that is loaded ({error}); it wants "
-                f"{tensorrt_library.VERSION} or a later 8.x: pip install -r requirements-gpu.txt"
+                f"{tensorrt_library.VERSION} or a later 8.x: pip install -r requirements-tensorrt.txt"
             ) from None
         converted = converter.convert(calibration_input_fn=calibration_batches if calibrated else None)
-        manifest = count_nodes(converted.graph.as_graph_def())
+        graph = converted.graph.as_graph_def()
+        manifest = count_nodes(graph)
         if manifest["engines"] == 0:
             raise PipelineError(
-                "TF-TRT could convert nothing of this network (logs/tensorflow.log says why); use export.tflite",
+                f"TF-TRT could convert nothing of this network: it left {', '.join(left_over(graph))} "
+                "(logs/tensorflow.log says why); use export.tflite",
                 exit_code=1,
             )
         converter.build(input_fn=profile_batches)
@@ -144,6 +146,16 @@ def count_nodes(graph: Any) -> dict[str, Any]:
         "nodes": converted + left.total(),
         "nodes_left": dict(left),
     }
+
+
+def left_over(graph: Any, count: int = 5) -> list[str]:
+    """The first operations that TF-TRT left to TensorFlow, each with the layer it is in: ``Lgamma in layer odd``."""
+    found = []
+    for node in graph.node:
+        layer = next((part for part in reversed(node.name.split("/")[:-1]) if part), None)
+        if layer is not None and node.op not in ("TRTEngineOp", "Const", "Identity", "ReadVariableOp"):
+            found.append(f"{node.op} in layer {layer}")
+    return list(dict.fromkeys(found))[:count] or ["everything"]
 
 
 def main() -> None:

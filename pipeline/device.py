@@ -248,6 +248,7 @@ def from_tensorflow(tensor: Any) -> Any:
         return to_device(tensor.numpy())
     import cupy
 
+    synchronize()  # the tensor may still be computed, on a stream of TensorFlow's own
     return cupy.from_dlpack(_DLPack(tensorflow().experimental.dlpack.to_dlpack(tensor)))
 
 

@@ -126,11 +126,7 @@ def evaluate(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, Any]
     card = run.card
     if split not in SPLITS:
         raise PipelineError(f"There is no split {split!r}; known ones: {', '.join(SPLITS)}.")
-    if list(dataset.class_names) != list(card.class_names) or tuple(dataset.image_shape) != tuple(card.input_shape):
-        raise PipelineError(
-            f"The run {run.name} knows {len(card.class_names)} classes of {card.input_shape} images, this data set has "
-            f"{len(dataset.class_names)} of {tuple(dataset.image_shape)}; give the data it was trained on."
-        )
+    run.check_dataset(dataset)
     part = getattr(dataset, split)
     labels = device.to_numpy(part.labels)
     probabilities = predict_probabilities(run.load_model(), part.images)

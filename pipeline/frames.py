@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.columns import Split
     from pipeline.datasets import Dataset
 
+_CHUNK_BYTES = 2**26  # of pixels hashed at a time; what is computed from them is a few times as large
 _CHUNK = 256  # images: 256 squared pixel values still add up exactly in float32 (256 · 255² < 2^24)
 
 
@@ -189,8 +190,9 @@ def content_hashes(images: Any) -> Any:
     values = int(np.prod(images.shape[1:]))
     hashes = xp.empty(len(images), np.uint64)
     positions = random_keys(-(-values // 8), seed=0)
-    for start in range(0, len(images), _CHUNK * 8):
-        chunk = images[start : start + _CHUNK * 8].reshape(-1, values)
+    rows = max(1, _CHUNK_BYTES // values)
+    for start in range(0, len(images), rows):
+        chunk = images[start : start + rows].reshape(-1, values)
         padded = xp.zeros((len(chunk), len(positions) * 8), np.uint8)
         padded[:, :values] = chunk
         # Mixed before they are summed: a plain sum would not see two pixels change by the same amount.

@@ -126,6 +126,16 @@ class Run:
 
         return datasets.from_settings(self.config["dataset"], **overrides)
 
+    def check_dataset(self, dataset: Any) -> None:
+        """Raise `PipelineError` unless `dataset` has the classes and the image shape the run was trained on."""
+        card, shape = self.card, tuple(dataset.image_shape)
+        if list(dataset.class_names) != list(card.class_names) or shape != tuple(card.input_shape):
+            raise PipelineError(
+                f"The data set {dataset.name} ({len(dataset.class_names)} classes, images of {shape}) is not what the "
+                f"run {self.name} was trained on ({len(card.class_names)} classes, images of {card.input_shape}); give "
+                "the run's own data, or where it is now (--data-dir)."
+            )
+
 
 def find(run: str | os.PathLike[str] | None = None) -> Run:
     """The finished run in a folder, by path or by name; the newest one (``runs/latest``) by default.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, ops
 
 GALLERY_IMAGES = 8
 
@@ -53,7 +53,9 @@ def tensorboard_callback(
                     tf.summary.image("augmentation", gallery[None])
                 forward = tf.function(lambda images: network(images, training=False))
                 shape = (1, *network.input_shape[1:])
-                tf.summary.graph(forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph)
+                with ops.without_custom_operations():  # a graph to look at is no reason to compile them
+                    graph = forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph
+                tf.summary.graph(graph)
             with tf.summary.create_file_writer(str(folder)).as_default():
                 hparams.hparams(hyperparameters, trial_id=folder.name)
 

@@ -347,7 +347,7 @@ def test_every_operation_can_be_seen_in_the_gallery():
 
 def test_benchmark_figures_are_kept_with_the_machine(tmp_path, monkeypatch):
     import benchmarks.augment
-    from benchmarks import results
+    from pipeline import results
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     figures = benchmarks.augment.measure(64, (8, 8, 3), 2)

@@ -7,8 +7,7 @@ import pytest
 
 import benchmarks.experiments
 import benchmarks.operations
-from benchmarks import results
-from pipeline import PipelineError, device, ops
+from pipeline import PipelineError, device, ops, results
 
 SMALL = ["model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
 

@@ -1,6 +1,5 @@
 """Every source gives the same thing, and bad input gives one sentence."""
 
-import doctest
 import hashlib
 import http.server
 import io
@@ -104,11 +103,6 @@ def test_digits_have_a_fixed_stratified_test_split():
     assert np.array_equal(np.bincount(labels_of(first.test)), expected)
 
 
-def test_the_docstring_example_runs():
-    results = doctest.testmod(datasets)
-    assert results.attempted > 0 and results.failed == 0
-
-
 def test_image_size_and_channels_are_obeyed():
     dataset = datasets.load("digits", image_size=[16, 24], channels=3)
     assert dataset.image_shape == (16, 24, 3)
@@ -183,6 +177,23 @@ def test_a_changed_source_is_decoded_again_in_place(tmp_path, monkeypatch, own_c
     assert len(decoded) == 2 and before.digest != after.digest
     assert everything(after) - everything(before) == {(5, 0)}
     assert len(list((own_cache / "datasets").iterdir())) == 1
+
+
+def test_a_copy_has_the_same_digest_and_swapped_labels_another(tmp_path):
+    tree = {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)}
+    first = datasets.load("image_folder", folder_of(tmp_path / "first", tree))
+    copy = datasets.load("image_folder", folder_of(tmp_path / "second", tree))
+    swapped = datasets.load("image_folder", folder_of(tmp_path / "third", {"cat": tree["dog"], "dog": tree["cat"]}))
+    assert first.digest == copy.digest != swapped.digest
+
+
+def test_a_file_that_becomes_readable_is_noticed(tmp_path, monkeypatch):
+    root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
+    decoded = count_decoding(monkeypatch)
+    datasets.load("image_folder", root)
+    (root / "cat" / "000.png").chmod(0o600)  # size and time of writing stay
+    datasets.load("image_folder", root)
+    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
@@ -536,6 +547,10 @@ def server():
             if content is None:
                 self.send_error(404)
                 return
+            if content in (b"silence", b"noise"):
+                self.wfile.write(b"" if content == b"silence" else b"what?\r\n\r\n")
+                self.close_connection = True
+                return
             self.send_response(200)
             self.send_header("Content-Length", str(declared))
             self.end_headers()
@@ -571,6 +586,8 @@ def test_cifar10_is_downloaded_where_it_is_not_found(tmp_path, server, monkeypat
         (None, "could not be downloaded"),
         ((b"other", 5), "incomplete, damaged or another file"),
         ((b"half", 8), "could not be downloaded"),
+        ((b"silence", 0), "could not be downloaded .*; try again, or download it elsewhere"),
+        ((b"noise", 0), "could not be downloaded .*; try again, or download it elsewhere"),
     ],
 )
 def test_a_failed_download_leaves_nothing(tmp_path, server, page, sentence):

@@ -18,7 +18,7 @@ import pytest
 
 from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
-from pipeline import PipelineError, device, files, runs
+from pipeline import PipelineError, device, files, models, runs
 from tests.conftest import REPOSITORY
 from tests.small_run import digits, write_run
 
@@ -264,7 +264,7 @@ def test_tftrt_without_a_gpu_says_what_works_instead(run, monkeypatch):
 
 def test_tensorrt_missing_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PipelineError, match=r"TensorRT 8\.6 is not installed.*requirements-gpu\.txt"):
+    with pytest.raises(PipelineError, match=r"TensorRT 8\.6 is not installed.*requirements-tensorrt\.txt"):
         tensorrt_library.find()
 
 
@@ -323,6 +323,26 @@ def test_loading_a_library_that_is_none_is_an_error(tmp_path):
     broken.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00" + bytes(100))
     with pytest.raises(OSError):
         tensorrt_library.load_as("libother_name.so.1", broken)
+
+
+def test_what_cannot_be_converted_is_named_with_its_layer():
+    tf = device.tensorflow()
+    import keras
+
+    @keras.saving.register_keras_serializable("tests")
+    class Gamma(keras.layers.Layer):
+        def call(self, x):
+            return tf.math.lgamma(x + 2.0)
+
+    images = keras.Input((8, 8, 3))
+    x = Gamma(name="odd_layer")(keras.layers.Conv2D(4, 3, name="even_layer")(images))
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(x))
+    network = models.deployable(keras.Model(images, logits, name="network"), (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(PipelineError, match=r"TFLite cannot express the layer 'odd_layer' \(Gamma\) of this network"):
+        tflite.convert(network, "float32")
+    graph = tf.function(network).get_concrete_function(tf.TensorSpec((1, 8, 8, 3), tf.uint8)).graph.as_graph_def()
+    assert "Lgamma in layer odd_layer" in " ".join(tftrt.left_over(graph, count=100))
+    assert tftrt.left_over(tf.compat.v1.GraphDef()) == ["everything"]
 
 
 def test_converted_nodes_are_counted():

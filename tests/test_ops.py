@@ -580,7 +580,7 @@ def test_a_layer_refuses_what_it_cannot_do(built):
 
 
 def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_path, capsys):
-    from benchmarks import results
+    from pipeline import results
     from pipeline.ops import __main__ as command
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")

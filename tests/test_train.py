@@ -143,13 +143,14 @@ def test_killed_process_goes_on_from_its_last_whole_epoch():
     assert (progress.epoch, len(progress.history)) == (finished, finished)
 
 
-def test_damaged_newest_checkpoint_falls_back_to_the_one_before():
+@pytest.mark.parametrize("left", [0, 1000])
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(left):
     with pytest.raises(PipelineError):
         train.train(small("epochs=4", "name=hurt"), callbacks=[StopIn(3)])
     folder = Path("runs/hurt/checkpoints")
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-00002.npz", "epoch-00003.npz"]
     newest = folder / "epoch-00003.npz"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    newest.write_bytes(newest.read_bytes()[:left])
     assert len(train.train(config.compose(["resume=runs/hurt"])).metrics["history"]) == 4
 
 
@@ -175,6 +176,53 @@ def test_finished_or_missing_runs_cannot_be_resumed():
         train.train(config.compose(["resume=runs/nothing"]))
     with pytest.raises(PipelineError, match="holds a run already"):
         train.train(small("epochs=1", "name=done"))
+
+
+def test_a_run_stopped_while_it_is_finished_can_be_finished(monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(PipelineError, match=r"Stopped by Ctrl-C\. .*resume=") as info:
+        patch.setattr(train.evaluate, "evaluate", pressed)
+        train.train(small("epochs=1", "name=late"))
+    assert info.value.exit_code == 130
+    assert runs.find("late").card.name == "late"  # it has a model, so it has its card
+    run = train.train(config.compose(["resume=runs/late"]))
+    assert run.metrics["test_accuracy"] > 0 and len(run.metrics["history"]) == 1
+    assert runs.find().path == run.path
+
+
+def test_the_model_has_the_weights_of_the_epoch_that_is_named_best(monkeypatch):
+    accuracies = iter([0.5, 0.4, 0.3])
+    real = loop.Loop.evaluate
+    monkeypatch.setattr(loop.Loop, "evaluate", lambda *a: {**real(*a), "accuracy": next(accuracies, 0.2)})
+    with pytest.raises(PipelineError):
+        train.train(small("epochs=3", "name=best"), callbacks=[StopIn(2)])
+    folder = Path("runs/best/checkpoints")
+    assert [path.name for path in folder.glob("best-*")] == ["best-00001.npz"]
+    # A kill after an epoch's best weights and before its checkpoint leaves this; the epoch is then trained again.
+    (folder / "best-00003.npz").write_bytes((folder / "best-00001.npz").read_bytes()[:100])
+    run = train.train(config.compose(["resume=runs/best"]))
+    assert run.metrics["best_epoch"] == 1
+    assert [path.name for path in folder.glob("best-*")] == ["best-00001.npz"]
+
+
+def test_a_run_goes_on_with_a_copy_of_its_data_and_keeps_where_home_was(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, shade in (("cat", 40), ("dog", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(20):
+            Image.new("RGB", (16, 16), (shade + index, shade, shade)).save(tmp_path / f"photos/{name}/{index}.png")
+    settings = [*SMALL[1:], "dataset=image_folder", "data_dir=~/photos", "epochs=2", "name=home"]
+    with pytest.raises(PipelineError, match="Stopped"):
+        train.train(config.compose(settings), callbacks=[StopIn(1)])
+    assert runs.Run(Path("runs/home")).config["dataset"]["data_dir"] == str(tmp_path / "photos")
+    shutil.copytree(tmp_path / "photos", tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "photos")
+    run = train.train(config.compose(["resume=runs/home", f"data_dir={tmp_path / 'moved'}"]))
+    assert len(run.metrics["history"]) == 2
 
 
 def test_changed_data_stops_a_resume():
@@ -220,6 +268,27 @@ def test_full_disk_is_one_sentence_and_keeps_the_older_checkpoint(tmp_path):
     finally:
         os.chdir(tmp_path)
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_out_of_memory_in_the_augmentation_is_the_same_sentence(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small(), dataset)
+    monkeypatch.setattr(loop.augment, "apply", full)
+    with pytest.raises(PipelineError, match="memory is not enough; batch_size is 64: halve it"):
+        training.train_epoch(dataset.train, 0)
+
+
+def test_shards_keep_their_size_whatever_memory_is_free_later(monkeypatch):
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small("batch_size=20"), dataset)
+    free = iter([10**7, 10**5, 10**4, 10**3])
+    monkeypatch.setattr(device, "free_memory", lambda: next(free))
+    for epoch in range(3):
+        training.train_epoch(dataset.train, epoch)
+    assert training._train_steps.experimental_get_tracing_count() <= 2  # whole shards, and a shorter last one
 
 
 def test_out_of_memory_says_what_to_change():

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from pipeline import PipelineError, columns
+from pipeline import PipelineError, columns, first_line
 
 _BLOCK = 2**20
 _TIMEOUT = 30  # seconds without an answer
@@ -51,7 +51,7 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
                         raise _Interrupted(f"the connection ended after {file.tell()} of {size} bytes")
             except _Interrupted as error:
                 raise PipelineError(
-                    f"{address} could not be downloaded ({error}); try again, or download it elsewhere and put it at "
+                    f"{address} could not be downloaded ({first_line(error)}); try again, or download it elsewhere and put it at "
                     f"{path}.",
                     exit_code=1,
                 ) from None

@@ -28,8 +28,8 @@ def build(
         hidden: Units of each hidden layer.
         dropout: Fraction dropped after each hidden layer in training.
         alpha: Slope of the Leaky ReLU below zero.
-        operations: ``auto`` for the project's own operation where it can be built, ``custom`` to insist on it,
-            ``tensorflow`` for TensorFlow's, which XLA can compile; see `pipeline.ops`.
+        operations: ``auto`` for TensorFlow's own operation where XLA compiles the network and for the project's
+            elsewhere, where it can be built; ``custom`` to insist on the project's, ``tensorflow`` on TensorFlow's.
 
     Returns:
         A `keras.Model`: float [N, H, W, C] to float32 logits [N, K].

@@ -45,8 +45,8 @@ def build(
         stochastic_depth: Probability with which the last block's branches are skipped in training; it rises linearly
             from 0 over the depth.
         approximate_gelu: The tanh form of the GELU (Hendrycks and Gimpel, 2016) instead of the exact one.
-        operations: ``auto`` for the project's own operation where it can be built, ``custom`` to insist on it,
-            ``tensorflow`` for TensorFlow's, which XLA can compile; see `pipeline.ops`.
+        operations: ``auto`` for TensorFlow's own operation where XLA compiles the network and for the project's
+            elsewhere, where it can be built; ``custom`` to insist on the project's, ``tensorflow`` on TensorFlow's.
 
     Returns:
         A `keras.Model`: float [N, H, W, C] to float32 logits [N, K].

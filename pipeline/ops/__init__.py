@@ -97,8 +97,9 @@ def _custom(operations: str) -> bool:
 def leaky_relu(features: Any, alpha: float = 0.01, *, operations: str = "auto") -> Any:
     """`features` where they are positive, `alpha` times `features` elsewhere (Maas, Hannun and Ng, 2013).
 
-    >>> leaky_relu([[-1.0, 0.0, 1.0], [2.0, -2.0, 0.5]], 0.01).numpy().tolist()  # doctest: +SKIP
-    [[-0.01, 0.0, 1.0], [2.0, -0.02, 0.5]]
+    >>> leaky_relu([[-1.0, 0.0, 1.0], [2.0, -2.0, 0.5]], 0.01).numpy().round(6)
+    array([[-0.01,  0.  ,  1.  ],
+           [ 2.  , -0.02,  0.5 ]], dtype=float32)
 
     Args:
         features: A tensor of any shape; the custom operation takes float32, float16 and bfloat16.

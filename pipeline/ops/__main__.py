@@ -38,7 +38,7 @@ def main() -> int:
     if arguments.no_timing:
         return 0
 
-    from benchmarks import results as kept
+    from pipeline import results as kept
 
     shape = (arguments.rows, 1024)
     print(f"\nmicroseconds for {shape[0]} × {shape[1]} = {shape[0] * shape[1] / 2**20:g} Mi elements")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import device, files
 
-FOLDER = Path(__file__).resolve().parent / "results"
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def save(name: str, figures: Any, command: str | None = None) -> Path:
