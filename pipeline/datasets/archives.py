@@ -51,8 +51,8 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
                         raise _Interrupted(f"the connection ended after {file.tell()} of {size} bytes")
             except _Interrupted as error:
                 raise PipelineError(
-                    f"{address} could not be downloaded ({first_line(error)}); try again, or download it elsewhere and put it at "
-                    f"{path}.",
+                    f"{address} could not be downloaded ({first_line(error)}); try again, or download it elsewhere "
+                    f"and put it at {path}.",
                     exit_code=1,
                 ) from None
         check_digest(temporary, digest, named=address)
