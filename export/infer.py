@@ -141,7 +141,7 @@ def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction |
     top = min(top, len(predictor.class_names))
     for place in range(top):
         table.add_column("class" if place == 0 else f"{place + 1}.", overflow="fold")
-        table.add_column("", justify="right", no_wrap=True)
+        table.add_column("probability" if place == 0 else "", justify="right", no_wrap=True)
     for path, answer in answers:
         if not isinstance(answer, PipelineError):
             shares = predictor.top(answer, top)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, device, files, runs
+from pipeline import PipelineError, augment, cli, device, files, runs
 
 COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them
     "run": "run", "model": "model", "augment": "augment", "parameters": "weights", "epochs": "epochs",
@@ -35,19 +36,29 @@ def table(folder: Path) -> Any:
         raise PipelineError(f"There is no folder {folder}; give the one of a multirun, or runs for all runs.")
     rows = []
     for run in runs.below(folder):
-        card, metrics, settings = run.card, run.metrics, run.config
+        try:
+            card, metrics, settings = run.card, run.metrics, run.config
+        except PipelineError as error:
+            print(f"left out {run.name}: {error}", file=sys.stderr)
+            continue
         if "test_accuracy" not in metrics:
             continue
-        augment = settings["augment"]
-        values = (
-            os.path.relpath(run.path, folder.resolve()), card.model,
-            augment.get("name", "custom") if isinstance(augment, dict) else augment, card.parameters,
-        )  # fmt: skip
+        name = os.path.relpath(run.path, folder.resolve())
+        values = (name, card.model, policy_label(settings["augment"]), card.parameters)
         rows.append((*values, *(metrics[key] for key in list(COLUMNS)[4:])))
     if not rows:
         raise PipelineError(f"There is no finished run in {folder} to compare.")
     frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
     return frame.sort_values("test_accuracy", ascending=False).reset_index(drop=True)
+
+
+def policy_label(given: Any) -> str:
+    """A run's augmentation policy by name, with ``*`` where settings changed what the policy of that name does."""
+    name = str(given.get("name", "custom"))
+    try:
+        return name if augment.load_policy(name) == augment.load_policy(given) else f"{name}*"
+    except PipelineError:  # a policy of its own, or one that is gone
+        return name
 
 
 def draw(frame: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import sys
@@ -77,15 +78,16 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             except PipelineError as error:
                 problem.append(error)
             return
-        job = about.job.override_dirname or "default"
+        job = _job_name(about.job.override_dirname, about.job.num)
         try:
             print(f"--- {job}")
             settings = resolve(config)
-            settings["name"] = f"{Path(about.sweep.dir).name}/{job.replace('/', '-')}"
+            settings["name"] = f"{Path(about.sweep.dir).name}/{job}"
             work(settings, list(about.overrides.task))
         except PipelineError as error:
             if error.exit_code == 130:
-                raise
+                problem.append(error)
+                raise KeyboardInterrupt from None  # the one exception that Hydra's launcher lets through at once
             failed.append(job)
             print(f"error: {job}: {error}", file=sys.stderr)
 
@@ -101,11 +103,16 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             sweep = Path("runs") / _plain_name(names[-1] if names else stamp)
             sys.argv.append(f"hydra.sweep.dir={sweep}")
             # Hydra's parser wants all overrides in one row.
-            overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
-            sys.argv[1:] = ["--multirun", *overrides]
-        sys.argv[1:] = [argument if sweep and "," in argument else literal(argument) for argument in sys.argv[1:]]
+            given = [literal(argument) for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+            with _sentences():
+                sys.argv[1:] = ["--multirun", *given, f"hydra.job.config.override_dirname.exclude_keys={_fixed(given)}"]
+        sys.argv[1:] = [literal(argument) for argument in sys.argv[1:]]
         with _sentences():
-            hydra_main()
+            try:
+                hydra_main()
+            except KeyboardInterrupt:
+                if not problem:
+                    raise
         if problem:
             raise problem[0]
         if sweep is not None and sweep.is_dir():
@@ -113,6 +120,22 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
         return 1 if failed else 0
 
     return main
+
+
+def _fixed(overrides: Sequence[str]) -> list[str]:
+    """The keys of the overrides that have one value, and so do not tell the jobs of a sweep apart."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [override for override in overrides if not override.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(given)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return sorted({override.key_or_group for override in parsed} - swept)
+
+
+def _job_name(overrides: str, number: int) -> str:
+    """The folder of a sweep's job: the overrides that are its own, or its number where they make no short name."""
+    name = overrides.replace("/", "-") or "default"
+    return name if len(name.encode()) <= 150 else f"job-{number}"
 
 
 def resolve(config: Any) -> dict[str, Any]:
@@ -138,11 +161,17 @@ def resolve(config: Any) -> dict[str, Any]:
     for key in ("label_smoothing", "warmup"):
         if not isinstance(settings[key], int | float) or not 0 <= settings[key] < 1:
             raise PipelineError(f"{key} must be at least 0 and below 1, got {settings[key]!r}.")
-    if (
-        not isinstance(settings["optimizer"]["learning_rate"], int | float)
-        or settings["optimizer"]["learning_rate"] <= 0
-    ):
-        raise PipelineError(f"optimizer.learning_rate must be above 0, got {settings['optimizer']['learning_rate']!r}.")
+    for group in ("dataset", "model", "augment", "optimizer"):
+        if not isinstance(settings[group], dict):
+            raise PipelineError(f"{group} is {settings[group]!r}; give the name of one in pipeline/conf/{group}.")
+    for key, value in settings["optimizer"].items():
+        numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if key == "learning_rate" and not (numeric and value > 0):
+            raise PipelineError(f"optimizer.learning_rate must be above 0, got {value!r}.")
+        if key not in ("name", "nesterov") and value is not None and not (numeric and value >= 0):
+            raise PipelineError(f"optimizer.{key} must be null or a number of at least 0, got {value!r}.")
+        if key == "nesterov" and not isinstance(value, bool):
+            raise PipelineError(f"optimizer.nesterov must be true or false, got {value!r}.")
     patience = settings["early_stopping"]
     if patience is not None and (not isinstance(patience, int) or patience < 1):
         raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
@@ -156,6 +185,28 @@ def _plain_name(name: str) -> str:
     if name in ("", "latest") or "/" in name or name.startswith("."):
         raise PipelineError(f"name is {name!r}; give a plain folder name, other than latest.")
     return name
+
+
+def _hint(key: str) -> str:
+    """What may have been meant by a setting that does not exist."""
+    import difflib
+
+    from omegaconf import OmegaConf
+
+    groups = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "experiment")
+    group, _, inside = key.partition(".")
+    if inside and group in groups:
+        known = sorted({name for path in (FOLDER / group).glob("*.yaml") for name in OmegaConf.load(path)} - {"name"})
+        near = difflib.get_close_matches(inside.split(".")[0], known, n=1)
+        if near and near[0] != inside.split(".")[0]:
+            return f"did you mean {group}.{near[0]}?"
+        if near:
+            return f"this {group} does not have it; +{key}=… adds it."
+        return f"known in {group}: {', '.join(known)}."
+    known = [name for name in OmegaConf.load(FOLDER / "config.yaml") if name not in ("defaults", "hydra")]
+    known = [*known, *(name for name in groups if name not in known), "experiment"]
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}, and GROUP.KEY (--cfg job)."
 
 
 class _sentences:
@@ -174,14 +225,15 @@ class _sentences:
             raise PipelineError(f"There is no {group} {name!r}; known ones: {known}.") from None
         unknown = re.match(r"Could not override '([^']+)'", str(error))
         if unknown is not None:
-            import difflib
-
-            from omegaconf import OmegaConf
-
-            known = [key for key in OmegaConf.load(FOLDER / "config.yaml") if key not in ("defaults", "hydra")]
-            near = difflib.get_close_matches(unknown[1], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}, and GROUP.KEY (--cfg job)."
-            raise PipelineError(f"There is no setting {unknown[1]!r}; {hint}") from None
+            raise PipelineError(f"There is no setting {unknown[1]!r}; {_hint(unknown[1])}") from None
+        if "Config group override must be a string" in str(error):
+            raise PipelineError("A group (dataset, model, augment, optimizer, experiment) takes a name.") from None
+        if str(error).startswith("Ambiguous value for argument"):
+            given = str(error).splitlines()[0].split("'")[1]
+            raise PipelineError(
+                f"{given} holds a comma: add --multirun to try each of the values, or quote the value twice to take it "
+                f"as it is."
+            ) from None
         if isinstance(error, HydraException | OmegaConfBaseException):
             cause = error.__cause__ if "\n" not in str(error.__cause__ or "\n") else error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, files
+from pipeline import PipelineError, files, first_line
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -100,8 +100,8 @@ class Run:
 
         try:
             return OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
-        except OSError as error:
-            raise PipelineError(f"{self.path / 'config.yaml'} cannot be read ({error}).") from None
+        except Exception as error:  # of the disk's, of OmegaConf's or of YAML's
+            raise PipelineError(f"{self.path / 'config.yaml'} cannot be read ({first_line(error)}).") from None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -150,7 +150,12 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
             return Run(folder.resolve())
     if run is None:
         raise PipelineError(f"There is no finished run yet ({LATEST} is missing); make one: {TRAIN_COMMAND}")
-    known = ", ".join(names()) or "none"
+    import difflib
+
+    every = names()
+    shown = every if len(every) <= 10 else difflib.get_close_matches(wanted.name, every, 3, 0.5) + every[-5:]
+    more = f" and {len(every) - len(set(shown))} more" if len(set(shown)) < len(every) else ""
+    known = (", ".join(dict.fromkeys(shown)) or "none") + more
     if any(folder.is_dir() for folder in candidates):
         raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); finished runs: {known}.")
     raise PipelineError(f"There is no run {wanted}; finished runs: {known}. Make one: {TRAIN_COMMAND}")

@@ -14,6 +14,7 @@ import io
 import os
 import random
 import shlex
+import shutil
 import signal
 import statistics
 import time
@@ -89,7 +90,7 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
         except KeyboardInterrupt:
             raise PipelineError(f"Stopped by Ctrl-C. {how_to_go_on(folder)}", 130) from None
         except files.DiskError as error:
-            raise files.DiskError(f"{error} {how_to_go_on(folder)}") from None
+            raise with_way_on(error, folder) from None
 
 
 def build_network(options: dict[str, Any], dataset: Any) -> Any:
@@ -336,22 +337,42 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             ) from None
         if settings["resume"] is None and (folder / "config.yaml").exists():
             raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
+        keeps = settings["resume"] is not None
         try:
             (folder / "checkpoints").mkdir(exist_ok=True)
             yield folder
+            keeps = True
+        except PipelineError as error:
+            keeps = keeps or (error.exit_code == 130 and (folder / "config.yaml").exists())  # Ctrl-C: it can go on
+            raise
         except OSError as error:  # whatever part met a full disk, the sentence is the same
             place = Path(error.filename or folder)
             ours = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
             if ours or files.is_full(error):
-                problem = files.disk_error(place, error)
-                raise files.DiskError(f"{problem} {how_to_go_on(folder)}") from None
+                raise with_way_on(files.disk_error(place, error), folder) from None
             raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
         finally:
-            if not (folder / "config.yaml").exists():  # nothing began: leave the name free
-                with contextlib.suppress(OSError):
-                    (folder / "checkpoints").rmdir()
-                    (folder / ".lock").unlink()
-                    folder.rmdir()
+            if not keeps and not has_checkpoint(folder):
+                leave_free(folder)
+
+
+def leave_free(folder: Path) -> None:
+    """Remove what a run that finished no epoch has written, so that its name can be taken again."""
+    with contextlib.suppress(OSError):
+        for name in ("config.yaml", ".lock"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(LOGS / run_name(folder), ignore_errors=True)
+        folder.rmdir()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("epoch-*.npz"))
+
+
+def with_way_on(error: files.DiskError, folder: Path) -> files.DiskError:
+    """The error with how to go on, where there is something to go on with."""
+    return files.DiskError(f"{error} {how_to_go_on(folder)}") if has_checkpoint(folder) else error
 
 
 def keep_settings(
@@ -445,7 +466,7 @@ def run_name(folder: Path) -> str:
 
 
 def how_to_go_on(folder: Path) -> str:
-    finished = "Finished epochs are kept; go" if any((folder / "checkpoints").glob("epoch-*")) else "Go"
+    finished = "Finished epochs are kept; go" if has_checkpoint(folder) else "Go"
     return f"{finished} on with: python -m pipeline.train resume={shlex.quote(os.path.relpath(folder))}"
 
 
@@ -469,7 +490,7 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
         f"test accuracy {metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s, "
         f"{metrics['train_seconds']:.1f} s of training; the run is in {folder}"
     )
-    print(f"next: python -m export.tflite --run {shlex.quote(folder)}   tensorboard --logdir {LOGS}")
+    print(f"next:\n  python -m export.tflite --run {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
 
 
 def main() -> int:

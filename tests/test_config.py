@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
+from pipeline import PipelineError, augment, config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = [
@@ -38,3 +38,40 @@ def test_the_command_takes_such_a_folder_too(tmp_path):
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"error: There is no folder {tmp_path}/Fotos (Müller, 2024); set data_dir")
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.dropot=0.2", r"no setting 'model\.dropot'; did you mean model\.dropout\?"),
+        ("augment.rotate.degrees=5", r"\+augment\.rotate\.degrees=… adds it"),
+        ("model.colour=1", r"known in model: .*dropout.*stem"),
+        ("mode=cnn", r"did you mean model\?"),
+        ("zzz=1", r"known ones: name, .*model, .*experiment"),
+        ("augment=none,light", r"augment=none,light holds a comma: add --multirun"),
+        ("model=18", r"A group \(dataset, model, .*\) takes a name"),
+        ("optimizer=null", r"takes a name"),
+        ("optimizer.weight_decay=abc", r"optimizer\.weight_decay must be null or a number of at least 0, got 'abc'"),
+        ("optimizer.learning_rate=nan", r"optimizer\.learning_rate must be above 0, got nan"),
+        ("optimizer.nesterov=abc", r"optimizer\.nesterov must be true or false"),
+    ],
+)
+def test_a_mistyped_setting_is_one_sentence_with_the_way_out(override, sentence):
+    with pytest.raises(PipelineError, match=sentence) as info:
+        config.compose([override])
+    assert "\n" not in str(info.value)
+
+
+def test_a_damaged_policy_file_stops_only_those_who_ask_for_it(tmp_path, monkeypatch):
+    from pipeline.augment import policy
+
+    monkeypatch.setattr(policy, "FOLDER", tmp_path)
+    (tmp_path / "good.yaml").write_text("flip: {probability: 0.5}\n", encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text("flip: {probability: [\n", encoding="utf-8")
+    assert augment.load_policy("good").name == "good"
+    with pytest.raises(PipelineError, match=r"broken\.yaml is no readable policy \("):
+        augment.load_policy("broken")
+    with pytest.raises(
+        PipelineError, match=r"no augmentation policy '\.\./good'; known ones: (broken, good|good, broken)"
+    ):
+        augment.load_policy("../good")

@@ -179,6 +179,32 @@ def test_a_changed_source_is_decoded_again_in_place(tmp_path, monkeypatch, own_c
     assert len(list((own_cache / "datasets").iterdir())) == 1
 
 
+def test_no_picture_is_lost_without_a_word(tmp_path, caplog):
+    root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
+    (root / "cat" / "phone.HEIC").write_bytes(b"ftypheic")
+    (root / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (root / "again").symlink_to(root, target_is_directory=True)
+    with pytest.raises(PipelineError, match=r"phone\.HEIC \(not a PNG, JPEG, BMP, GIF or WebP"):
+        datasets.load("image_folder", root)
+    dataset = datasets.load("image_folder", root, max_rejected=0.5)
+    assert dataset.class_names == ["cat", "dog"]
+    assert [Path(image.path).name for image in dataset.rejected] == ["phone.HEIC"]
+
+
+def test_a_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
+    from pipeline.datasets import image_folder
+
+    root = folder_of(tmp_path / "photos", {"cat": greys(1, 2), "dog": greys(11, 12)})
+
+    def closed(place, onerror):
+        onerror(PermissionError(13, "Permission denied", str(place)))
+        return iter(())
+
+    monkeypatch.setattr(image_folder.os, "walk", closed)  # root may read everything
+    with pytest.raises(PipelineError, match=r"The folder .*cat cannot be read \(Permission denied\)"):
+        datasets.load("image_folder", root)
+
+
 def test_a_copy_has_the_same_digest_and_swapped_labels_another(tmp_path):
     tree = {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)}
     first = datasets.load("image_folder", folder_of(tmp_path / "first", tree))
@@ -398,7 +424,7 @@ def test_a_row_without_an_image_is_rejected(tmp_path):
         (greys(1, 2), [3, 3], {}, "has one class only ('3')"),
         (greys(1, 2), [0, 1], {"class_names": ["a", "b", "c"]}, "The class 'c' of"),
         (greys(1, 2), [0, 1], {"class_names": ["a", "a"]}, "The class name 'a' is given twice"),
-        (greys(1, 2), [0, 1], {"class_names": "ab"}, "class_names is the text 'ab'; pass a list"),
+        (greys(1, 2), [0, 1], {"class_names": "ab"}, "class_names is 'ab'; pass a list"),
         (greys(1, 2), ["a", "z"], {"class_names": ["a", "b"]}, "The label 'z' is none of the classes a, b"),
         (greys(1, 2), [0, None], {}, "has 1 rows without a label"),
         (greys(1, 2), [0.5, 1.5], {}, "labels must be integers or strings"),
@@ -711,11 +737,11 @@ def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path):
         ({"channels": 4}, "channels is 4"),
         ({"class_names": ["a"]}, "'digits' has class names of its own"),
         ({"classes": ["1"]}, "classes=['1'] leaves 1 class"),
-        ({"classes": "12"}, "classes is the text '12'"),
+        ({"classes": "12"}, "classes is '12'; pass a list"),
         ({"classes": ["1", "eleven"]}, "There is no class 'eleven'; the classes are: 0, 1,"),
         ({"limit_per_class": 0}, "limit_per_class is 0"),
-        ({"validation_fraction": 1}, "The fraction to hold out is 1"),
-        ({"test_fraction": -1}, "The fraction to hold out is -1"),
+        ({"validation_fraction": 1}, "validation_fraction is 1; pass a share"),
+        ({"test_fraction": -1}, "test_fraction is -1; pass a share"),
         ({"max_rejected": 2}, "max_rejected is 2"),
     ],
 )

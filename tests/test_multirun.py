@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,11 +34,15 @@ def command(*arguments, **environment):
 
 
 def test_multirun_makes_a_run_folder_for_each_combination_and_compares_them():
-    answer = command("--multirun", "name=sweep", "augment=none,light", "seed=1,2")
+    Path("Fotos (a, b)").mkdir()  # digits ignores it; a comma in a path is no list of values
+    answer = command("--multirun", "name=sweep", "augment=none,light", "seed=1,2", "data_dir=Fotos (a, b)")
     assert answer.returncode == 0, answer.stderr
     jobs = {run.path.name for run in runs.below(Path("runs/sweep"))}
     assert len(jobs) == 4
-    assert all(("augment=none" in job) != ("augment=light" in job) for job in jobs)
+    assert jobs == {f"augment={policy},seed={seed}" for policy in ("none", "light") for seed in (1, 2)}
+    assert {path.name for path in Path("runs/sweep").iterdir()} - jobs == {
+        "multirun.yaml", "comparison.csv", "comparison.png",
+    }  # fmt: skip
     assert Path("runs/latest").resolve().parent == Path("runs/sweep").resolve()
     frame = compare.table(Path("runs/sweep"))
     assert sorted(frame["augment"]) == ["light", "light", "none", "none"]
@@ -56,6 +61,35 @@ def test_failing_job_of_a_multirun_does_not_stop_the_others():
     assert answer.returncode == 1
     assert "needs images of at least 64×64" in answer.stderr
     assert len(runs.below(Path("runs/mixed"))) == 1
+
+
+def test_ctrl_c_ends_the_whole_sweep():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.train", *SMALL, "--multirun", "name=long", "epochs=500", "seed=1,2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    for _ in range(1200):
+        if list(Path("runs/long/seed=1/checkpoints").glob("epoch-*.npz")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed, problems = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.count("--- seed=") == 1 and not Path("runs/long/seed=2").exists()
+    assert problems.count("\n") == 1
+    assert "go on with: python -m pipeline.train resume=runs/long/seed=1" in problems
+
+
+def test_a_damaged_run_is_left_out_of_the_comparison(capsys):
+    for name in ("whole", "hurt"):
+        train.train(
+            config.compose([*SMALL, f"name={name}", *(["+augment.rotate.degrees=5"] if name == "whole" else [])])
+        )
+    Path("runs/hurt/config.yaml").write_text("a: [", encoding="utf-8")
+    frame = compare.table(Path("runs"))
+    assert list(frame["run"]) == ["whole"] and list(frame["augment"]) == ["standard*"]
+    assert "left out hurt: " in capsys.readouterr().err
 
 
 def test_comparison_of_nothing_is_one_sentence():

@@ -464,6 +464,29 @@ def test_mistake_found_at_the_start_leaves_the_name_free(override, sentence):
     assert not Path("runs/again").exists()
 
 
+@pytest.mark.parametrize("override", ["augment.translate.pixels=99", "optimizer.learning_rate=1e30"])
+def test_a_training_that_finishes_no_epoch_leaves_its_name_free(override):
+    settings = small(override, "name=again", "optimizer.global_clipnorm=null", "warmup=0", "schedule=constant")
+    with pytest.raises(PipelineError) as info:
+        train.train(settings)
+    assert "resume=" not in str(info.value)
+    assert not Path("runs/again").exists() and not Path("logs/again").exists()
+    train.train(small("epochs=1", "name=again"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_rejected": "5%"}, {"limit_per_class": "ten"}, {"limit_per_class": 0}, {"validation_fraction": "abc"},
+        {"test_fraction": 1}, {"seed": "abc"}, {"seed": 1.5}, {"classes": 3}, {"classes": "cat"},
+    ],
+)  # fmt: skip
+def test_data_settings_of_a_wrong_type_are_one_sentence(setting):
+    ((key, value),) = setting.items()
+    with pytest.raises(PipelineError, match=rf"{key} is {value!r}; pass"):
+        datasets.load("digits", **setting)
+
+
 def test_mistakes_in_models_are_one_sentence():
     for arguments, options, sentence in (
         (("lenet", (8, 8, 1), 3), {}, "no network 'lenet'; known ones: .*cnn"),

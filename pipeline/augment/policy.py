@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, first_line
 from pipeline.augment import pixel
 
 FOLDER = Path(__file__).parent.parent / "conf" / "augment"
@@ -115,18 +115,27 @@ class Policy:
         return device.to_device(np.array(self.rows, np.float32))
 
 
-@functools.cache
-def _known() -> dict[str, Mapping[str, Any]]:
-    """The policies of the Hydra group by name, the mildest first."""
+def read(name: str) -> dict[str, Any]:
+    """The file of a policy of the Hydra group as a mapping, with its `name`.
+
+    Raises:
+        PipelineError: There is no such policy, or its file is damaged.
+    """
     from omegaconf import OmegaConf
 
-    read = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(FOLDER.glob("*.yaml"))}
-    return dict(sorted(read.items(), key=lambda item: len(item[1])))
+    path = FOLDER / f"{name}.yaml"
+    if path not in FOLDER.glob("*.yaml"):
+        raise PipelineError(f"There is no augmentation policy {name!r}; known ones: {', '.join(names())}.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # of OmegaConf's or of YAML's
+        raise PipelineError(f"{path} is no readable policy ({first_line(error)}).") from None
+    return {"name": name} | content
 
 
 def names() -> list[str]:
-    """The policies that `load_policy` knows by name, those of few operations first."""
-    return list(_known())
+    """The policies that `load_policy` knows by name, those with short files first."""
+    return [path.stem for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: (path.stat().st_size, path.name))]
 
 
 def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
@@ -143,9 +152,7 @@ def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if isinstance(policy, str):
-        if policy not in _known():
-            raise PipelineError(f"There is no augmentation policy {policy!r}; known ones: {', '.join(names())}.")
-        policy = _known()[policy]
+        policy = read(policy)
     if not isinstance(policy, Mapping):
         raise PipelineError(f"An augmentation policy is a name or a mapping of operations, got {policy!r}.")
     given = dict(policy)

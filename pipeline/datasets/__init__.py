@@ -155,8 +155,15 @@ def load(
         raise PipelineError(f"class_names is for the data set 'parquet'; {name!r} has class names of its own.")
     if channels not in (None, 1, 3):
         raise PipelineError(f"channels is {channels!r}; pass 1 (grey), 3 (RGB), or leave it out.")
-    if not 0 <= max_rejected <= 1:
-        raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1.")
+    if not _is_number(max_rejected) or not 0 <= max_rejected <= 1:
+        raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1 (0.05 is 5 %).")
+    for label, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
+        if not _is_number(fraction) or not 0 <= fraction < 1:
+            raise PipelineError(f"{label} is {fraction!r}; pass a share of the images, from 0 to below 1.")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise PipelineError(f"seed is {seed!r}; pass a whole number.")
+    if limit_per_class is not None and (not isinstance(limit_per_class, int) or limit_per_class < 1):
+        raise PipelineError(f"limit_per_class is {limit_per_class!r}; pass a whole number of at least 1.")
     settings = Settings(
         image_size=_size(image_size),
         channels=channels,
@@ -192,6 +199,10 @@ def load(
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     kept, held_out = frames.stratified_split(split.labels, fraction, seed)
     return split.take(kept), split.take(held_out)
@@ -210,8 +221,8 @@ def _size(value: int | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _texts(name: str, values: Iterable[str] | None) -> list[str] | None:
-    if isinstance(values, str):
-        raise PipelineError(f"{name} is the text {values!r}; pass a list of names.")
+    if values is not None and (isinstance(values, str) or not isinstance(values, Iterable)):
+        raise PipelineError(f"{name} is {values!r}; pass a list of names.")
     return [str(value) for value in values] if values is not None else None
 
 

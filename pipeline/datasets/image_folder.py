@@ -1,19 +1,21 @@
 """`image_folder`: your own images, one folder a class.
 
 Either ``data_dir/CLASS/*.jpg``, or ``data_dir/train/CLASS/…`` and, where they exist, ``test/`` and ``validation/`` (or
-``val/``, ``valid/``). PNG, JPEG, BMP, GIF and WebP, also in folders below the class; other files are passed over.
+``val/``, ``valid/``). PNG, JPEG, BMP, GIF and WebP, also in folders below the class. Pictures of other kinds, such as
+HEIC and TIFF, are listed as unreadable; files that are no pictures are passed over.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from pipeline import PipelineError
 from pipeline.datasets import archives
-from pipeline.datasets.images import SUFFIXES
+from pipeline.datasets.images import OTHER_SUFFIXES, SUFFIXES
 from pipeline.datasets.source import Contents, Settings, Source, folder
 
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
@@ -26,6 +28,8 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
         PipelineError: There is no such folder, it has no class folders, or a split has a class that train has not.
     """
     root = folder(data_dir, "image_folder")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise PipelineError(f"The folder {root} cannot be read (permission denied).")
     splits = {"train": root}
     # A folder named train may also be a class; one that stands beside nothing but other splits is none.
     known = {name for names in _SPLIT_FOLDERS.values() for name in names}
@@ -62,13 +66,20 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
 def _class_folders(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
-    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    inside = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    # A link back to where it is would be one more class with all the images.
+    return [path for path in inside if not (path.is_symlink() and place.resolve().is_relative_to(path.resolve()))]
 
 
 def _image_files(place: Path) -> list[Path]:
     found = []
-    for parent, folders, names in os.walk(place):
+    for parent, folders, names in os.walk(place, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        keep = (name for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
+        kinds = SUFFIXES | OTHER_SUFFIXES
+        keep = (name for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in kinds)
         found += [Path(parent, name) for name in keep]
     return found
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise PipelineError(f"The folder {error.filename} cannot be read ({error.strerror}).") from None

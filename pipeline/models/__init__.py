@@ -48,9 +48,14 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
         raise PipelineError(f"input_shape must be (height, width, 1 or 3), got {tuple(input_shape)}.")
     module = importlib.import_module(NETWORKS[name])
     try:
-        return module.build(tuple(input_shape), num_classes, **options)
+        network = module.build(tuple(input_shape), num_classes, **options)
     except (TypeError, ValueError) as error:
         raise PipelineError(f"The network {name} does not take these options ({first_line(error)}).") from None
+    if network.name != "network":
+        raise PipelineError(
+            f"{NETWORKS[name]} names its model {network.name!r}; it must be keras.Model(name='network')."
+        )
+    return network
 
 
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
