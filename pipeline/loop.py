@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, augment, device, ops
+from pipeline import PipelineError, augment, device, first_line, ops
 from pipeline.cluster import Cluster
 from pipeline.optimizers import GradientScaler
 
@@ -196,8 +196,13 @@ class Loop:
     def _guarded(self, graph: Any, *inputs: Any) -> Any:
         # The graph is traced in its first call; what XLA compiles must not hold a custom operation.
         own = ops.without_custom_operations() if self.xla else contextlib.nullcontext()
-        with own, self._memory_sentence():
-            return graph(*inputs)
+        try:
+            with own, self._memory_sentence():
+                return graph(*inputs)
+        except device.tensorflow().errors.UnimplementedError as error:
+            if not self.xla:
+                raise
+            raise PipelineError(f"XLA cannot compile this network here ({first_line(error)}); set xla=false.") from None
 
     def _memory_sentence(self) -> contextlib.AbstractContextManager[None]:
         return device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images")

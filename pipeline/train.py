@@ -337,7 +337,8 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             ) from None
         if settings["resume"] is None and (folder / "config.yaml").exists():
             raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
-        keeps = settings["resume"] is not None
+        keeps, logs = settings["resume"] is not None, LOGS / run_name(folder)
+        ours = [folder / "checkpoints", *([] if logs.exists() else [logs])]
         try:
             (folder / "checkpoints").mkdir(exist_ok=True)
             yield folder
@@ -347,22 +348,22 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             raise
         except OSError as error:  # whatever part met a full disk, the sentence is the same
             place = Path(error.filename or folder)
-            ours = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
-            if ours or files.is_full(error):
+            inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
+            if inside or files.is_full(error):
                 raise with_way_on(files.disk_error(place, error), folder) from None
             raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
         finally:
             if not keeps and not has_checkpoint(folder):
-                leave_free(folder)
+                leave_free(folder, ours)
 
 
-def leave_free(folder: Path) -> None:
-    """Remove what a run that finished no epoch has written, so that its name can be taken again."""
+def leave_free(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what a run that finished no epoch has made, so that its name can be taken again."""
     with contextlib.suppress(OSError):
         for name in ("config.yaml", ".lock"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        shutil.rmtree(LOGS / run_name(folder), ignore_errors=True)
+        for inside in made:
+            shutil.rmtree(inside, ignore_errors=True)
         folder.rmdir()
 
 

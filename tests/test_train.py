@@ -270,6 +270,17 @@ def test_full_disk_is_one_sentence_and_keeps_the_older_checkpoint(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+def test_what_xla_cannot_compile_is_one_sentence():
+    """On a CPU additions have a fixed order, and XLA has no max pooling that keeps one."""
+    if device.has_gpu():
+        pytest.skip("XLA compiles the cnn on a GPU")
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small("xla=true"), dataset)
+    train.seed_everything(0)
+    with pytest.raises(PipelineError, match=r"XLA cannot compile this network here \(.*\); set xla=false"):
+        training.train_epoch(dataset.train, 0)
+
+
 def test_out_of_memory_in_the_augmentation_is_the_same_sentence(monkeypatch):
     def full(*_, **__):
         raise MemoryError
@@ -471,6 +482,11 @@ def test_a_training_that_finishes_no_epoch_leaves_its_name_free(override):
         train.train(settings)
     assert "resume=" not in str(info.value)
     assert not Path("runs/again").exists() and not Path("logs/again").exists()
+    Path("logs/again").mkdir(parents=True)
+    Path("logs/again/older").touch()
+    with pytest.raises(PipelineError):
+        train.train(settings)
+    assert Path("logs/again/older").exists()  # what was there before is nobody's to remove
     train.train(small("epochs=1", "name=again"))
 
 
