@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     """
     machine = device.describe()
     path = FOLDER / f"{name}-{machine['device']}.json"
+    command = command or f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     content = {
-        "command": command or f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": re.sub(r"(--data-dir[ =])\S+", r"\1DATA", command),  # where it lay there says nothing elsewhere
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "figures": figures,
