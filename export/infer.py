@@ -113,7 +113,11 @@ def _artifact(run: str | None, artifact: str | None, names: Sequence[str], make:
     for name in wanted:
         if (found.export_dir / name).exists():
             return found.export_dir / name
-    known = ", ".join(sorted(p.name for p in found.export_dir.iterdir() if p.name[0] != ".")) or "nothing"
+    there = sorted(p.name for p in found.export_dir.iterdir() if p.name[0] != ".")
+    near = [name for name in there if artifact and artifact.lower() in name]
+    if near:
+        raise PipelineError(f"The run {found.name} has no artifact {artifact!r}; did you mean --artifact {near[0]}?")
+    known = ", ".join(there) or "nothing"
     raise PipelineError(
         f"The run {found.name} has no {' or '.join(wanted)} in its export folder (there is {known}); make it: "
         f"{make} --run {found.path}"

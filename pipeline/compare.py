@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline import PipelineError, augment, cli, device, files, runs
 
-COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them
+COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them; None stays in the CSV file
     "run": "run", "model": "model", "augment": "augment", "parameters": "weights", "epochs": "epochs",
-    "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": "valid.",
+    "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
     "test_accuracy": "test",
 }  # fmt: skip
 
@@ -94,16 +94,14 @@ def report(folder: Path) -> None:
     frame = table(folder)
     frame = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
     shown = Table(title=str(folder), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    formats = {
-        "train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "validation_accuracy": "{:.2%}",
-        "test_accuracy": "{:.2%}",
-    }  # fmt: skip
-    for name, heading in COLUMNS.items():
+    formats = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_accuracy": "{:.2%}"}
+    headings = {name: heading for name, heading in COLUMNS.items() if heading is not None}
+    for name, heading in headings.items():
         words = name in ("run", "model", "augment")
         shown.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in frame.to_dict("records"):
         row = {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M"}
-        shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in COLUMNS))
+        shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in headings))
     Console().print(shown)
     files.write(folder / "comparison.csv", frame.to_csv(index=False).encode())
     files.write_figure(folder / "comparison.png", draw(frame))

@@ -87,8 +87,9 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
             if not workers.is_chief:
                 return runs.Run(folder.resolve())
             return finish(loop, settings, dataset, folder, progress)
-        except KeyboardInterrupt:
-            raise PipelineError(f"Stopped by Ctrl-C. {how_to_go_on(folder)}", 130) from None
+        except KeyboardInterrupt as stop:
+            by = stop.args[0] if stop.args else "Ctrl-C"
+            raise PipelineError(f"Stopped by {by}. {how_to_go_on(folder)}", 130) from None
         except files.DiskError as error:
             raise with_way_on(error, folder) from None
 
@@ -494,8 +495,13 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     print(f"next:\n  python -m export.tflite --run {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
 
 
+def terminated(*_: Any) -> None:
+    """What a polite kill does: it ends like Ctrl-C."""
+    raise KeyboardInterrupt("a signal (SIGTERM)")
+
+
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C
+    signal.signal(signal.SIGTERM, terminated)
     return config.command(main_work, compare.report)()
 
 

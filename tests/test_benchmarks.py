@@ -41,6 +41,34 @@ def test_experiments_keep_the_history_and_draw_it(kept, tmp_path, capsys):
         kept(benchmarks.experiments, "nothing")
 
 
+def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
+    import benchmarks.__main__ as everything
+
+    asked = []
+
+    class Answer:
+        returncode = 0
+
+    def run(command):
+        asked.append(command[1:])
+        Answer.returncode = int("pipeline.ops" in command)
+        return Answer
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--data-dir", "my data"])
+    assert everything.main() == 1
+    assert "failed: ops" in capfd.readouterr().err
+    assert ["-m", "benchmarks.experiments", "hybrid_resnet18", "--data-dir", "my data"] in asked
+    assert len(asked) == len(everything.QUESTIONS) == 8
+    for arguments, sentence in (
+        ([], "train, .* need --data-dir"),
+        (["speed"], "no benchmark speed; known ones: augment"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+        with pytest.raises(PipelineError, match=sentence):
+            everything.main()
+
+
 def test_operations_are_timed_both_ways(kept):
     if not ops.available():
         pytest.skip("the custom operations cannot be built here")

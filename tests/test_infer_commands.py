@@ -98,6 +98,8 @@ def test_no_artifact_names_the_command_that_makes_one(workplace, monkeypatch, tr
         call(monkeypatch, tflite_infer.main, "images", "--run", trained_run.path)
     with pytest.raises(PipelineError, match=r"has no model_int4\.tflite"):
         call(monkeypatch, tflite_infer.main, "images", "--artifact", "model_int4.tflite")
+    with pytest.raises(PipelineError, match=r"no artifact 'int8'; did you mean --artifact model_int8\.tflite\?"):
+        call(monkeypatch, tflite_infer.main, "images", "--artifact", "int8")
     monkeypatch.setattr(trt_infer.tensorrt_library, "require", lambda: (8, 6, 1))
     with pytest.raises(PipelineError, match=r"has no tftrt_int8 or .*python -m export\.tftrt --run"):
         call(monkeypatch, trt_infer.main, "images")

@@ -1,0 +1,54 @@
+"""Every figure of the README's table, measured on this machine: ``python -m benchmarks --data-dir DATA``.
+
+Each question is a command of its own and is run as one, alone, one after the other; its result lands in
+``benchmarks/results``. A question that fails is named at the end, and the others are still answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+
+from pipeline import PipelineError, cli
+
+PRESETS = ("highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit")
+QUESTIONS = {
+    "augment": ["benchmarks.augment"],
+    "train": ["benchmarks.train", "--data-dir", "DATA"],
+    "ops": ["pipeline.ops"],
+    "operations": ["benchmarks.operations"],
+    **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(QUESTIONS)}")
+    parser.add_argument("--data-dir", help="where CIFAR-10 and Tiny ImageNet are, or are downloaded to")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in QUESTIONS]
+    if unknown:
+        raise PipelineError(f"There is no benchmark {', '.join(unknown)}; known ones: {', '.join(QUESTIONS)}.")
+    chosen = arguments.names or list(QUESTIONS)
+    needing = [name for name in chosen if "DATA" in QUESTIONS[name]]
+    if needing and arguments.data_dir is None:
+        raise PipelineError(f"{', '.join(needing)} need --data-dir; or name others: augment, ops, operations.")
+    failed = []
+    for name in chosen:
+        module, *options = QUESTIONS[name]
+        command = ["-m", module, *(arguments.data_dir if option == "DATA" else option for option in options)]
+        print(f"--- python {shlex.join(command)}", flush=True)
+        started = time.perf_counter()
+        if subprocess.run([sys.executable, *command]).returncode:
+            failed.append(name)
+        print(f"({time.perf_counter() - started:.0f} s)\n", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
