@@ -84,11 +84,20 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.uint8
         try:
-            return converter.convert()
-        except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
-            raise PipelineError(
-                f"TFLite cannot express {culprit(model)} in {precision} ({first_line(error)}).", exit_code=1
-            ) from None
+            return _converted(converter)
+        except _Refused as error:
+            raise PipelineError(f"TFLite cannot express {culprit(model)} in {precision} ({error}).", 1) from None
+
+
+class _Refused(Exception):
+    """What the converter says of a graph that TFLite cannot express, in one line."""
+
+
+def _converted(converter: Any) -> bytes:
+    try:
+        return converter.convert()
+    except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
+        raise _Refused(first_line(error)) from None
 
 
 def culprit(model: Any) -> str:
@@ -96,17 +105,16 @@ def culprit(model: Any) -> str:
     tf = device.tensorflow()
     import keras
 
-    for layer in model.get_layer("network").layers:
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+    layers = (layer for layer in model.get_layer("network").layers if not isinstance(layer, keras.layers.InputLayer))
+    for layer in layers:
         with tempfile.TemporaryDirectory() as folder:
             inputs = keras.tree.map_structure(
                 lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype), layer.input
             )
             saved_model.write(keras.Model(inputs, layer(inputs)), Path(folder))
             try:
-                tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-            except Exception:
+                _converted(tf.lite.TFLiteConverter.from_saved_model(folder))
+            except _Refused:
                 return f"the layer {layer.name!r} ({type(layer).__name__}) of this network"
     return "this network"
 

@@ -1,5 +1,7 @@
 """Image classification that never leaves the GPU, and runs on a laptop without one."""
 
+import math
+
 __version__ = "0.1.0"
 
 
@@ -7,6 +9,11 @@ def first_line(problem: object) -> str:
     """The first line of an error or of a program's output, for a sentence about it; at most 200 characters."""
     lines = str(problem).strip().splitlines() or [type(problem).__name__ if isinstance(problem, Exception) else ""]
     return lines[0].strip()[:200].rstrip(".")
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class PipelineError(Exception):

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, first_line
 
 KINDS = ("none", "slurm", "environment")
 GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
@@ -84,5 +84,4 @@ def connect(kind: str) -> Cluster:
         tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         return Cluster(int(resolver.task_id), len(workers))
     except (ValueError, KeyError, RuntimeError, OSError, tf.errors.OpError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PipelineError(f"cluster={kind} did not come together ({reason}).", exit_code=1) from None
+        raise PipelineError(f"cluster={kind} did not come together ({first_line(error)}).", exit_code=1) from None

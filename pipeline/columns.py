@@ -197,7 +197,7 @@ def write(
             total = header.checksums.get(split, 0) + checksum(images, labels)
             header.checksums[split] = total % 2**64
             content.update(f"{split} {images.shape}".encode())
-            content.update(np.ascontiguousarray(images))
+            content.update(np.ascontiguousarray(images))  # a source may give transposed views
             content.update(labels)
             header = dataclasses.replace(header, image_shape=images.shape[1:])
         if not header.rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import re
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline import PipelineError, is_number
 
 FOLDER = Path(__file__).parent / "conf"
 CHOICES = {
@@ -102,12 +101,11 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             stamp = datetime.datetime.now().strftime("multirun-%Y%m%d-%H%M%S")
             sweep = Path("runs") / _plain_name(names[-1] if names else stamp)
             sys.argv.append(f"hydra.sweep.dir={sweep}")
-            # Hydra's parser wants all overrides in one row.
-            given = [literal(argument) for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
-            with _sentences():
-                sys.argv[1:] = ["--multirun", *given, f"hydra.job.config.override_dirname.exclude_keys={_fixed(given)}"]
-        sys.argv[1:] = [literal(argument) for argument in sys.argv[1:]]
+        given = [literal(argument) for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         with _sentences():
+            if sweep is not None:  # Hydra's parser wants all overrides in one row
+                given = ["--multirun", *given, f"hydra.job.config.override_dirname.exclude_keys={_fixed(given)}"]
+            sys.argv[1:] = given
             try:
                 hydra_main()
             except KeyboardInterrupt:
@@ -162,13 +160,12 @@ def resolve(config: Any) -> dict[str, Any]:
         if not isinstance(settings[key], int | float) or not 0 <= settings[key] < 1:
             raise PipelineError(f"{key} must be at least 0 and below 1, got {settings[key]!r}.")
     for group in ("dataset", "model", "augment", "optimizer"):
-        if not isinstance(settings[group], dict):
-            raise PipelineError(f"{group} is {settings[group]!r}; give the name of one in pipeline/conf/{group}.")
+        if not isinstance(settings.get(group), dict):
+            raise PipelineError(f"{group} is {settings.get(group)!r}; give the name of one in pipeline/conf/{group}.")
     for key, value in settings["optimizer"].items():
-        numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if key == "learning_rate" and not (numeric and value > 0):
+        if key == "learning_rate" and not (is_number(value) and value > 0):
             raise PipelineError(f"optimizer.learning_rate must be above 0, got {value!r}.")
-        if key not in ("name", "nesterov") and value is not None and not (numeric and value >= 0):
+        if key not in ("name", "nesterov") and value is not None and not (is_number(value) and value >= 0):
             raise PipelineError(f"optimizer.{key} must be null or a number of at least 0, got {value!r}.")
         if key == "nesterov" and not isinstance(value, bool):
             raise PipelineError(f"optimizer.nesterov must be true or false, got {value!r}.")
@@ -195,14 +192,13 @@ def _hint(key: str) -> str:
 
     groups = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "experiment")
     group, _, inside = key.partition(".")
+    inside = inside.split(".")[0]
     if inside and group in groups:
         known = sorted({name for path in (FOLDER / group).glob("*.yaml") for name in OmegaConf.load(path)} - {"name"})
-        near = difflib.get_close_matches(inside.split(".")[0], known, n=1)
-        if near and near[0] != inside.split(".")[0]:
-            return f"did you mean {group}.{near[0]}?"
-        if near:
+        if inside in known:
             return f"this {group} does not have it; +{key}=… adds it."
-        return f"known in {group}: {', '.join(known)}."
+        near = difflib.get_close_matches(inside, known, n=1)
+        return f"did you mean {group}.{near[0]}?" if near else f"known in {group}: {', '.join(known)}."
     known = [name for name in OmegaConf.load(FOLDER / "config.yaml") if name not in ("defaults", "hydra")]
     known = [*known, *(name for name in groups if name not in known), "experiment"]
     near = difflib.get_close_matches(key, known, n=1)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, files
+from pipeline import PipelineError, files, first_line
 
 NOTEBOOKS = Path("notebooks")
 KERNEL = "python3"
@@ -269,7 +269,7 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
         exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_anchor_links=True)
     except ValueError as error:  # its templates are data files beside the package, which not every installation brings
         raise PipelineError(
-            f"nbconvert has no template for the report ({str(error).splitlines()[0]}); install it again, or set "
+            f"nbconvert has no template for the report ({first_line(error)}); install it again, or set "
             f"JUPYTER_PATH. The executed notebooks are in {executed[0].parent}."
         ) from None
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True

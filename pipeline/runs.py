@@ -153,9 +153,10 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
     import difflib
 
     every = names()
-    shown = every if len(every) <= 10 else difflib.get_close_matches(wanted.name, every, 3, 0.5) + every[-5:]
-    more = f" and {len(every) - len(set(shown))} more" if len(set(shown)) < len(every) else ""
-    known = (", ".join(dict.fromkeys(shown)) or "none") + more
+    near = difflib.get_close_matches(wanted.name, every, 3, 0.5)
+    shown = every if len(every) <= 10 else list(dict.fromkeys([*near, *every[-5:]]))
+    more = f" and {len(every) - len(shown)} more" if len(shown) < len(every) else ""
+    known = (", ".join(shown) or "none") + more
     if any(folder.is_dir() for folder in candidates):
         raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); finished runs: {known}.")
     raise PipelineError(f"There is no run {wanted}; finished runs: {known}. Make one: {TRAIN_COMMAND}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, device, ops
+from pipeline import PipelineError, device, first_line, ops
 
 GALLERY_IMAGES = 8
 
@@ -132,8 +132,9 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
                     settings=wandb.Settings(silent=True),
                 )
             except Exception as error:  # wandb's own errors have no common class
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise PipelineError(f"tracker=wandb could not start ({reason}); set WANDB_MODE=offline.") from None
+                raise PipelineError(
+                    f"tracker=wandb could not start ({first_line(error)}); set WANDB_MODE=offline."
+                ) from None
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.run.log({"epoch": epoch + 1, **(logs or {})}, step=epoch + 1)

@@ -51,6 +51,7 @@ def test_the_command_takes_such_a_folder_too(tmp_path):
         ("augment=none,light", r"augment=none,light holds a comma: add --multirun"),
         ("model=18", r"A group \(dataset, model, .*\) takes a name"),
         ("optimizer=null", r"takes a name"),
+        ("~model", r"model is None; give the name of one in pipeline/conf/model"),
         ("optimizer.weight_decay=abc", r"optimizer\.weight_decay must be null or a number of at least 0, got 'abc'"),
         ("optimizer.learning_rate=nan", r"optimizer\.learning_rate must be above 0, got nan"),
         ("optimizer.nesterov=abc", r"optimizer\.nesterov must be true or false"),

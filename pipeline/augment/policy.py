@@ -134,8 +134,15 @@ def read(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The policies that `load_policy` knows by name, those with short files first."""
-    return [path.stem for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: (path.stat().st_size, path.name))]
+    """The policies that `load_policy` knows by name, those of few operations first and damaged files last."""
+    return sorted(sorted(path.stem for path in FOLDER.glob("*.yaml")), key=_operations)
+
+
+def _operations(name: str) -> float:
+    try:
+        return len(read(name))
+    except PipelineError:
+        return math.inf
 
 
 def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:

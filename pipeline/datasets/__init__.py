@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, columns, device, frames
+from pipeline import PipelineError, columns, device, frames, is_number
 from pipeline.columns import Rejected, Split
 from pipeline.datasets.images import ImageError, decode_image, fit_image
 from pipeline.datasets.source import SPLITS, Settings, Source, check, decode
@@ -155,10 +155,10 @@ def load(
         raise PipelineError(f"class_names is for the data set 'parquet'; {name!r} has class names of its own.")
     if channels not in (None, 1, 3):
         raise PipelineError(f"channels is {channels!r}; pass 1 (grey), 3 (RGB), or leave it out.")
-    if not _is_number(max_rejected) or not 0 <= max_rejected <= 1:
+    if not is_number(max_rejected) or not 0 <= max_rejected <= 1:
         raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1 (0.05 is 5 %).")
     for label, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
-        if not _is_number(fraction) or not 0 <= fraction < 1:
+        if not is_number(fraction) or not 0 <= fraction < 1:
             raise PipelineError(f"{label} is {fraction!r}; pass a share of the images, from 0 to below 1.")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise PipelineError(f"seed is {seed!r}; pass a whole number.")
@@ -197,10 +197,6 @@ def load(
     return Dataset(
         name, kept, splits["train"], splits["validation"], splits["test"], mean, std, header.content, header.rejected
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:

@@ -25,11 +25,17 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
     """The class folders in `data_dir`.
 
     Raises:
-        PipelineError: There is no such folder, it has no class folders, or a split has a class that train has not.
+        PipelineError: There is no such folder, one cannot be read, it has no class folders, or a split has a class that
+            train has not.
     """
     root = folder(data_dir, "image_folder")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise PipelineError(f"The folder {root} cannot be read (permission denied).")
+    try:
+        return _found(root)
+    except OSError as error:
+        _unreadable(error)
+
+
+def _found(root: Path) -> Source:
     splits = {"train": root}
     # A folder named train may also be a class; one that stands beside nothing but other splits is none.
     known = {name for names in _SPLIT_FOLDERS.values() for name in names}
