@@ -21,6 +21,8 @@ QUESTIONS = {
     "ops": ["pipeline.ops"],
     "operations": ["benchmarks.operations"],
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
+    **{name: ["benchmarks.transcripts", name, "--data-dir", "DATA"] for name in ("pipeline", "trt_infer")},
+    "test_gpu": ["benchmarks.transcripts", "test_gpu"],
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import benchmarks.experiments
 import benchmarks.operations
+import benchmarks.transcripts
 from pipeline import PipelineError, device, ops, results
 
 SMALL = ["model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
@@ -59,7 +60,7 @@ def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
     assert everything.main() == 1
     assert "failed: ops" in capfd.readouterr().err
     assert ["-m", "benchmarks.experiments", "hybrid_resnet18", "--data-dir", "my data"] in asked
-    assert len(asked) == len(everything.QUESTIONS) == 8
+    assert len(asked) == len(everything.QUESTIONS) == 11
     for arguments, sentence in (
         ([], "train, .* need --data-dir"),
         (["speed"], "no benchmark speed; known ones: augment"),
@@ -67,6 +68,41 @@ def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
         with pytest.raises(PipelineError, match=sentence):
             everything.main()
+
+
+def test_transcripts_keep_what_a_command_printed_and_no_failure(kept, tmp_path, monkeypatch, capfd):
+    if device.has_gpu():
+        pytest.skip("an export with engines is tested in tests/gpu")
+    script = (
+        "import os, sys; print('in', os.getcwd()); print(sys.argv[1:]); sys.exit('1' in os.environ.get('FAIL', ''))"
+    )
+    monkeypatch.setitem(benchmarks.transcripts.COMMANDS, "pipeline", f"python - {tmp_path} DATA")
+
+    def transcribe(words, shown):
+        assert words[0] == sys.executable
+        return original([words[0], "-c", script, *words[2:]], shown)
+
+    original = benchmarks.transcripts.transcribe
+    monkeypatch.setattr(benchmarks.transcripts, "transcribe", transcribe)
+    data = str(tmp_path / "some data")
+    figures = kept(benchmarks.transcripts, "pipeline", "--data-dir", data)
+    assert figures["output"] == ["in .", f"['{tmp_path}', 'DATA']"]
+    assert 0 <= figures["seconds"] < 60
+    (path,) = tmp_path.glob("transcript-pipeline-cpu.json")
+    path.unlink()
+    monkeypatch.setenv("FAIL", "1")
+    monkeypatch.setattr(sys, "argv", ["transcripts", "pipeline", "--data-dir", data])
+    assert benchmarks.transcripts.main() == 1
+    assert "failed: pipeline" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+    for arguments, sentence in (
+        (["speed"], "no transcript speed; known ones: pipeline"),
+        (["pipeline"], "need --data-dir"),
+        (["test_gpu"], "need an NVIDIA GPU"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["transcripts", *arguments])
+        with pytest.raises(PipelineError, match=sentence):
+            benchmarks.transcripts.main()
 
 
 def test_operations_are_timed_both_ways(kept):
