@@ -27,11 +27,12 @@ COMMANDS = {
 }
 
 
-def transcribe(words: Sequence[str], shown: dict[str, str]) -> dict[str, Any] | None:
-    """Run a command in the project's folder; its lines appear here as they come.
+def transcribe(words: Sequence[str], shown: dict[str, str], folder: Path = ROOT) -> dict[str, Any] | None:
+    """Run a command; its lines appear here as they come.
 
     Args:
         words: The command and its arguments.
+        folder: Where it is run.
         shown: What stands in the kept lines instead of a folder of this machine, by that folder.
 
     Returns:
@@ -39,12 +40,13 @@ def transcribe(words: Sequence[str], shown: dict[str, str]) -> dict[str, Any] | 
     """
     started = time.perf_counter()
     lines = []
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    packages = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": packages}
+    with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
         for line in process.stdout:
             print(line, end="", flush=True)
-            for folder, name in shown.items():
-                line = line.replace(folder, name)
+            for place, name in shown.items():
+                line = line.replace(place, name)
             lines.append(line.rstrip())
     seconds = time.perf_counter() - started
     return None if process.returncode else {"seconds": round(seconds, 1), "output": lines}
@@ -75,9 +77,8 @@ def main() -> int:
         raise PipelineError("trt_infer and test_gpu need an NVIDIA GPU, and none was found here; pipeline does not.")
     failed = []
     for name in arguments.names:
-        command, more = COMMANDS[name], {}
-        with tempfile.TemporaryDirectory() as folder:
-            image = Path(folder, "image.png")
+        command, more, folder = COMMANDS[name], {}, ROOT
+        with tempfile.TemporaryDirectory() as temporary:
             words = command.split()
             if name == "test_gpu":
                 words.append(f"PY={sys.executable}")
@@ -85,12 +86,14 @@ def main() -> int:
                     words.append(f"ARGS={arguments.pytest}")
                     command += f' ARGS="{arguments.pytest}"'
             else:
-                places = {"python": sys.executable, "DATA": data_dir, "image.png": str(image)}
+                places = {"python": sys.executable, "DATA": data_dir}
                 words = [places.get(word, word) for word in words]
-            if name == "trt_infer":
-                more = {"true_label": write_image(data_dir, image)}
-            shown = {f"{folder}/": "", f"{ROOT}/": "", str(ROOT): ".", **({data_dir: "DATA"} if data_dir else {})}
-            answer = transcribe(words, shown)
+            if name == "trt_infer":  # in a folder with the picture and the runs
+                folder = Path(temporary)
+                (folder / "runs").symlink_to(ROOT / "runs")
+                more = {"true_label": write_image(data_dir, folder / "image.png")}
+            shown = {f"{ROOT}/": "", str(ROOT): ".", **({data_dir: "DATA"} if data_dir else {})}
+            answer = transcribe(words, shown, folder)
         if answer is None:
             failed.append(name)
         else:

@@ -78,9 +78,9 @@ def test_transcripts_keep_what_a_command_printed_and_no_failure(kept, tmp_path, 
     )
     monkeypatch.setitem(benchmarks.transcripts.COMMANDS, "pipeline", f"python - {tmp_path} DATA")
 
-    def transcribe(words, shown):
+    def transcribe(words, shown, folder):
         assert words[0] == sys.executable
-        return original([words[0], "-c", script, *words[2:]], shown)
+        return original([words[0], "-c", script, *words[2:]], shown, folder)
 
     original = benchmarks.transcripts.transcribe
     monkeypatch.setattr(benchmarks.transcripts, "transcribe", transcribe)
