@@ -83,6 +83,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         if run["classes"] > training.TOP5_ABOVE_CLASSES:
             axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{run['preset']}, top-5")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     files.write_figure(path, figure)
 
