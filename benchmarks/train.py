@@ -1,10 +1,11 @@
 """How fast does training go, augmentation included? ``python -m benchmarks.train``
 
 Trains the cnn on this machine with the project's loop and, beside it in the same run, with Keras's `fit`: the same
-network, optimizer, clipping, loss scaling and precision, fed by a tf.data pipeline that flips, crops and changes the brightness as most people
-would write it, and once more by plain arrays without augmentation. Every figure is the median of whole epochs after
-one that compiles. On a GPU it also counts the bytes that cross from the host to the device during one epoch, with
-CUDA's own tracing."""
+network, optimizer, clipping, loss scaling and precision, fed by a tf.data pipeline that flips, crops and changes the
+brightness as most people would write it, and once more by plain arrays without augmentation. Every figure is the
+median of whole epochs after one that compiles. On a GPU it also counts the bytes that cross from the host to the
+device during one epoch, with CUDA's own tracing.
+"""
 
 from __future__ import annotations
 
