@@ -17,7 +17,7 @@ import struct
 import tempfile
 from pathlib import Path
 
-from pipeline import PipelineError, device
+from pipeline import PipelineError, device, first_line
 
 MANIFEST = "tftrt.json"
 VERSION = "8.6.1"  # what TensorFlow 2.17 is linked against
@@ -41,7 +41,14 @@ def require(artifact: Path | None = None) -> tuple[int, int, int]:
     if not device.has_gpu():
         raise PipelineError(f"TF-TRT needs an NVIDIA GPU and TensorRT, and no GPU was found here; {INSTEAD}.")
     if artifact is not None:
-        built_for = tuple(json.loads((artifact / MANIFEST).read_text(encoding="utf-8")).get("compute_capability", ()))
+        try:
+            manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+            built_for = tuple(manifest["compute_capability"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PipelineError(
+                f"{artifact / MANIFEST} cannot be read ({first_line(error)}); make the engines again: python -m "
+                "export.tftrt"
+            ) from None
         if built_for != device.compute_capability():
             raise PipelineError(
                 f"The engines of {artifact} were built for a GPU of compute capability {built_for}, and this one has "

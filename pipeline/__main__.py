@@ -143,11 +143,7 @@ def _folder(name: str | None, trains: bool) -> Path:
     """
     if name is None:
         return _new_folder(datetime.now().strftime("notebooks-%Y%m%d-%H%M%S"))
-    if not name or name in (".", "..", "latest") or "/" in name or "\\" in name or name.startswith((".", "-")):
-        raise PipelineError(
-            f"{name!r} cannot be the name of a run; take letters, digits, '-' and '_', as in --name first"
-        )
-    folder = runs.RUNS / name
+    folder = runs.RUNS / config.plain_name(name)
     if trains and folder.is_dir() and any(entry.name != "notebooks" for entry in folder.iterdir()):
         raise PipelineError(f"There is a run {folder} already; choose another --name, or remove that folder.")
     _make(folder)

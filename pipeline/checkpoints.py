@@ -85,12 +85,12 @@ def best_path(folder: Path, epoch: int) -> Path:
 
 
 def save_epoch(folder: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write the checkpoint of the epoch that just ended; drop those before the last two and what was best before."""
+    """Write the checkpoint of the epoch that just ended; drop what neither it nor the one before it needs."""
     save(epoch_path(folder, progress.epoch), variables, progress)
-    for old in folder.glob("best-*.npz"):
-        if old != best_path(folder, progress.best_epoch):
-            old.unlink(missing_ok=True)
-    for old in sorted(folder.glob("epoch-*.npz"))[:-KEPT]:
+    best = sorted(folder.glob("best-*.npz"))
+    # A later one than the best is from before the run went back to an older checkpoint.
+    needed = [path for path in best if path <= best_path(folder, progress.best_epoch)][-KEPT:]
+    for old in {*best} - {*needed} | {*sorted(folder.glob("epoch-*.npz"))[:-KEPT]}:
         old.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ CHOICES = {
     "schedule": ("one_cycle", "cosine", "constant"),
     "xla": ("auto", True, False),
 }
-TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir")  # taken as they are typed
+TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir", "hydra.sweep.dir")  # as typed
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
             names = [argument[5:] for argument in sys.argv if argument.startswith("name=")]
             sys.argv = [argument for argument in sys.argv if not argument.startswith("name=")]
             stamp = datetime.datetime.now().strftime("multirun-%Y%m%d-%H%M%S")
-            sweep = Path("runs") / _plain_name(names[-1] if names else stamp)
+            sweep = Path("runs") / plain_name(names[-1] if names else stamp)
             sys.argv.append(f"hydra.sweep.dir={sweep}")
         given = [literal(argument) for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         with _sentences():
@@ -152,12 +152,12 @@ def resolve(config: Any) -> dict[str, Any]:
                 f"{key} is {settings[key]!r}; known values: {', '.join(str(k).lower() for k in known)}."
             )
     for key in ("epochs", "batch_size"):
-        if not isinstance(settings[key], int) or isinstance(settings[key], bool) or settings[key] < 1:
+        if not _is_whole(settings[key]) or settings[key] < 1:
             raise PipelineError(f"{key} must be a whole number of at least 1, got {settings[key]!r}.")
-    if not isinstance(settings["seed"], int) or not 0 <= settings["seed"] < 2**32:
+    if not _is_whole(settings["seed"]) or not 0 <= settings["seed"] < 2**32:
         raise PipelineError(f"seed must be a whole number from 0 to 2**32 - 1, got {settings['seed']!r}.")
     for key in ("label_smoothing", "warmup"):
-        if not isinstance(settings[key], int | float) or not 0 <= settings[key] < 1:
+        if not is_number(settings[key]) or not 0 <= settings[key] < 1:
             raise PipelineError(f"{key} must be at least 0 and below 1, got {settings[key]!r}.")
     for group in ("dataset", "model", "augment", "optimizer"):
         if not isinstance(settings.get(group), dict):
@@ -170,17 +170,21 @@ def resolve(config: Any) -> dict[str, Any]:
         if key == "nesterov" and not isinstance(value, bool):
             raise PipelineError(f"optimizer.nesterov must be true or false, got {value!r}.")
     patience = settings["early_stopping"]
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
+    if patience is not None and (not _is_whole(patience) or patience < 1):
         raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
     if settings["name"] is not None:
-        settings["name"] = _plain_name(str(settings["name"]))
+        settings["name"] = plain_name(str(settings["name"]))
     return settings
 
 
-def _plain_name(name: str) -> str:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def plain_name(name: str) -> str:
     """`name` where it can be a run's folder; raises `PipelineError` where it cannot."""
-    if name in ("", "latest") or "/" in name or name.startswith("."):
-        raise PipelineError(f"name is {name!r}; give a plain folder name, other than latest.")
+    if name in ("", "latest") or "/" in name or name.startswith((".", "-")):
+        raise PipelineError(f"{name!r} cannot be the name of a run; take letters, digits, '-' and '_', as in first.")
     return name
 
 

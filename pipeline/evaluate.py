@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> numpy.ndarray:
-    """Run a deployable model over images that live on the device.
+    """Run a deployable model over images that live on the device; by halves where the memory is too small.
 
     Args:
         model: From `Run.load_model`: uint8 [N, H, W, C] to probabilities [N, K].
@@ -27,11 +27,26 @@ def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> num
 
     Returns:
         float32 [N, K] in host memory.
+
+    Raises:
+        PipelineError: The memory is too small even for one image.
     """
+    tf = device.tensorflow()
+    batch_size = max(1, min(batch_size, len(images)))
+    while True:
+        try:
+            return _in_batches(model, images, batch_size)
+        except (tf.errors.ResourceExhaustedError, MemoryError):
+            if batch_size == 1:
+                with device.out_of_memory_sentence("choose a smaller network or smaller images"):
+                    raise
+        batch_size //= 2
+
+
+def _in_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:
     tf = device.tensorflow()
     xp = device.xp()
     forward = tf.function(lambda batch: model(batch, training=False))
-    batch_size = max(1, min(batch_size, len(images)))
     parts = []
     for first in range(0, len(images), batch_size):
         batch = xp.ascontiguousarray(images[first : first + batch_size])

@@ -29,20 +29,24 @@ class DiskError(PipelineError):
         super().__init__(message, exit_code=1)
 
 
-def disk_error(path: Path, error: OSError) -> DiskError:
+def disk_error(path: Path, error: BaseException) -> DiskError:
     """The sentence for a write that failed."""
     if is_full(error):
         return DiskError(f"No room on the disk for {path}; free some space.")
-    return DiskError(f"{path} cannot be written ({error.strerror or error}).")
+    return DiskError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).")
 
 
-def is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Whether an error of the operating system's or of a library's own kind comes from a full disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # TensorFlow's writers have their own exceptions; only the text tells a full disk from a bug.
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 @contextlib.contextmanager
 def whole(
-    path: Path, *, replaces_folder: bool = True, sentence: Callable[[Path, OSError], PipelineError] = disk_error
+    path: Path, *, replaces_folder: bool = True, sentence: Callable[[Path, BaseException], PipelineError] = disk_error
 ) -> Iterator[Path]:
     """Give a temporary path beside `path` to write a file or a folder at, and rename it when the block is done.
 
@@ -69,8 +73,7 @@ def whole(
         for abandoned in path.parent.glob(f".lock-????????-{glob.escape(path.name)}"):
             with contextlib.suppress(OSError), abandoned.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees a dead writer's lock
-                for kind in (".tmp-", ".old-"):
-                    _remove(abandoned.with_name(abandoned.name.replace(".lock-", kind, 1)))
+                _clear(abandoned.with_name(abandoned.name.replace(".lock-", ".tmp-", 1)), path)
                 abandoned.unlink(missing_ok=True)
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -84,13 +87,13 @@ def whole(
     except PipelineError:
         raise
     except Exception as error:
-        # TensorFlow's writers have their own exceptions; only the text tells a full disk from a bug.
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise sentence(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
+        if is_full(error):
+            raise sentence(path, error) from None
         raise
     finally:
-        _remove(temporary)
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk: nothing was made
+            _clear(temporary, path)
+            lock.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -131,16 +134,24 @@ def _rename(temporary: Path, path: Path, replaces_folder: bool) -> None:
                 raise
     else:
         with held(path.parent):
-            old = temporary.with_name(temporary.name.replace(".tmp-", ".old-", 1))
             if path.exists():
-                path.replace(old)
-            try:
-                temporary.replace(path)
-            except OSError:
-                if old.exists():
-                    old.replace(path)
-                raise
-            _remove(old)
+                path.replace(_older(temporary))
+            temporary.replace(path)
+
+
+def _older(temporary: Path) -> Path:
+    """Where the folder that `temporary` replaces waits until the new one is in its place."""
+    return temporary.with_name(temporary.name.replace(".tmp-", ".old-", 1))
+
+
+def _clear(temporary: Path, path: Path) -> None:
+    """Remove what one writer has left beside `path`; an older folder goes back where no new one has come."""
+    _remove(temporary)
+    if _older(temporary).exists():
+        with held(path.parent):
+            if not path.exists():
+                _older(temporary).replace(path)
+        _remove(_older(temporary))
 
 
 def _remove(path: Path) -> None:

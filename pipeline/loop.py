@@ -27,6 +27,8 @@ from pipeline.optimizers import GradientScaler
 SINGLE = Cluster()
 SHARD_FRACTION_OF_FREE_MEMORY = 0.25
 CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C is heard
+EVALUATED_FOR_EACH_TRAINED = 4  # images: without gradients no layer's output is kept
+FAST_EVALUATION_BATCH = 256
 
 
 class Loop:
@@ -105,12 +107,7 @@ class Loop:
             shard_loss, shard_correct = (float(value) for value in self._guarded(self._train_steps, images, labels))
             size = images.shape[0] * images.shape[1]
             loss, correct, done = loss + shard_loss, correct + shard_correct, done + size
-            if not math.isfinite(shard_loss):
-                raise PipelineError(
-                    f"The loss is no longer finite in epoch {epoch + 1} (learning rate "
-                    f"{self.learning_rate():.3g}); lower optimizer.learning_rate or set precision=float32.",
-                    exit_code=1,
-                )
+            self.check_finite(shard_loss, epoch)
             if progress is not None:
                 progress(size, loss / done)
         if self.workers.count > 1:
@@ -118,11 +115,23 @@ class Loop:
         seconds = time.perf_counter() - started
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
 
+    def check_finite(self, loss: float, epoch: int) -> None:
+        """Raise `PipelineError` unless the loss of an epoch (from 0) is a finite number."""
+        if not math.isfinite(loss):
+            raise PipelineError(
+                f"The loss is no longer finite in epoch {epoch + 1} (learning rate "
+                f"{self.learning_rate():.3g}); lower optimizer.learning_rate or set precision=float32.",
+                exit_code=1,
+            )
+
     def _share(self, order: numpy.ndarray, batch: int) -> tuple[numpy.ndarray, int]:
         """This worker's part of every batch of the epoch's order, and its size."""
-        share = batch // self.workers.count
-        if share == 0:
-            raise PipelineError(f"A batch of {batch} images cannot be shared by {self.workers.count} workers.")
+        share, rest = divmod(batch, self.workers.count)
+        if rest or share == 0:
+            raise PipelineError(
+                f"A batch of {batch} images cannot be shared evenly by {self.workers.count} workers; set batch_size to "
+                f"a multiple of {self.workers.count}."
+            )
         batches = order.reshape(-1, batch)[:, self.workers.index * share : (self.workers.index + 1) * share]
         return batches.reshape(-1), share
 
@@ -145,7 +154,8 @@ class Loop:
         count = len(split.labels)
         if count == 0:
             raise PipelineError("There are no images to evaluate on; this split is empty.")
-        batch = min(max(self.batch_size, 256), count)
+        faster = min(EVALUATED_FOR_EACH_TRAINED * self.batch_size, FAST_EVALUATION_BATCH)
+        batch = min(max(self.batch_size, faster), count)
         padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # the last batch is filled up with image 0
         padded[:count] = numpy.arange(count)
         shards = []

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,10 @@ class Run:
     def export_dir(self) -> Path:
         """Where exported artifacts go; made when first asked for."""
         folder = self.path / "export"
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise files.disk_error(folder, error) from None
         return folder
 
     @property
@@ -127,13 +131,23 @@ class Run:
         return datasets.from_settings(self.config["dataset"], **overrides)
 
     def check_dataset(self, dataset: Any) -> None:
-        """Raise `PipelineError` unless `dataset` has the classes and the image shape the run was trained on."""
+        """Raise `PipelineError` unless `dataset` has the classes and the image shape the run was trained on.
+
+        Where its images are others than then, a note on standard error says so: the splits are drawn anew, and images
+        that were trained on may now be called test images.
+        """
         card, shape = self.card, tuple(dataset.image_shape)
         if list(dataset.class_names) != list(card.class_names) or shape != tuple(card.input_shape):
             raise PipelineError(
                 f"The data set {dataset.name} ({len(dataset.class_names)} classes, images of {shape}) is not what the "
                 f"run {self.name} was trained on ({len(card.class_names)} classes, images of {card.input_shape}); give "
                 "the run's own data, or where it is now (--data-dir)."
+            )
+        if dataset.digest != card.data_digest:
+            print(
+                f"note: the data set {dataset.name} has changed since {self.name} was trained; some of these images "
+                "may have been trained on",
+                file=sys.stderr,
             )
 
 

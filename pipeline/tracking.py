@@ -5,11 +5,13 @@ tensorboard --logdir logs
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import netrc
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,7 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
                     resume="allow",
                     config=settings,
                     dir=str(folder),
+                    reinit="finish_previous",
                     settings=wandb.Settings(silent=True),
                 )
             except Exception as error:  # wandb's own errors have no common class
@@ -142,7 +145,19 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
         def on_train_end(self, logs: Any = None) -> None:
             self.run.finish()
 
+        def on_train_failed(self) -> None:
+            if getattr(self, "run", None) is not None:
+                self.run.finish(exit_code=1)
+
     return WeightsAndBiases()
+
+
+def end_failed(callbacks: Iterable[Any]) -> None:
+    """Tell those that want to know (by a method ``on_train_failed``) that the training ended early."""
+    for callback in callbacks:
+        if hasattr(callback, "on_train_failed"):
+            with contextlib.suppress(Exception):  # what ended the training is what is to be reported
+                callback.on_train_failed()
 
 
 def figure_pixels(figure: Any) -> numpy.ndarray:

@@ -41,7 +41,7 @@ from pipeline import (
     runs,
     tracking,
 )
-from pipeline.loop import SINGLE, Loop
+from pipeline.loop import SINGLE, Loop, permutation
 
 LOGS = Path("logs")
 TOP5_ABOVE_CLASSES = 10  # with fewer classes the top-5 accuracy says little
@@ -132,7 +132,8 @@ def compiles(xla: bool | str, precision: str, network: Any) -> bool:
     """Whether XLA compiles this network's graphs: with ``auto`` on a GPU, except where that is known not to work.
 
     It does not with layers that insist on custom operations (those with ``operations=auto`` use TensorFlow's own then,
-    which XLA fuses), and with bfloat16 XLA of TensorFlow 2.17 makes losses NaN on an H200.
+    which XLA fuses), nor with bfloat16: XLA of TensorFlow 2.17 makes the cnn's loss NaN with it on an H200. The other
+    networks do train so with ``xla=true``.
 
     Raises:
         PipelineError: XLA and custom operations are both insisted on.
@@ -162,15 +163,16 @@ def fit(
         watchers += watching(loop, settings, dataset, folder)
     listeners = _callback_list(watchers, network, epochs)
     bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch, shown=loop.workers.is_chief)
-    listeners.on_train_begin()
-    replay(stopper, progress)
     try:
+        listeners.on_train_begin()
+        replay(stopper, progress)
         while progress.epoch < epochs and not network.stop_training:
             started, epoch = time.perf_counter(), progress.epoch
             bar.start_epoch(epoch)
             listeners.on_epoch_begin(epoch)
             logs = loop.train_epoch(dataset.train, epoch, bar.advance)
             validation = loop.evaluate(dataset.validation)
+            loop.check_finite(validation["loss"], epoch)  # the last step's weights no training loss has seen
             logs.update(val_loss=validation["loss"], val_accuracy=validation["accuracy"])
             if network.output_shape[-1] > TOP5_ABOVE_CLASSES:
                 logs["val_top5"] = validation["top5"]
@@ -180,6 +182,9 @@ def fit(
             keep_epoch(folder, network, variables, progress, loop.workers)
             bar.end_epoch(epoch, logs)
             listeners.on_epoch_end(epoch, logs)
+    except BaseException:
+        tracking.end_failed(watchers)
+        raise
     finally:
         bar.close()
     if loop.workers.is_chief:
@@ -216,7 +221,6 @@ def finish(
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "validation_accuracy": best["val_accuracy"],
-        "validation_loss": best["val_loss"],
         "train_seconds": progress.seconds,
         "images_per_second": statistics.median(speeds[1:] or speeds),  # the first epoch holds the compilation
         "history": progress.history,
@@ -339,7 +343,7 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
         if settings["resume"] is None and (folder / "config.yaml").exists():
             raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
         keeps, logs = settings["resume"] is not None, LOGS / run_name(folder)
-        ours = [folder / "checkpoints", *([] if logs.exists() else [logs])]
+        ours = [folder / "checkpoints", folder / "wandb", *([] if logs.exists() else [logs])]
         try:
             (folder / "checkpoints").mkdir(exist_ok=True)
             yield folder
@@ -353,6 +357,10 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             if inside or files.is_full(error):
                 raise with_way_on(files.disk_error(place, error), folder) from None
             raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
+        except Exception as error:  # TensorFlow's writers, TensorBoard's among them, have errors of their own
+            if files.is_full(error):
+                raise with_way_on(files.disk_error(folder, error), folder) from None
+            raise
         finally:
             if not keeps and not has_checkpoint(folder):
                 leave_free(folder, ours)
@@ -388,7 +396,12 @@ def keep_settings(
             raise PipelineError(f"The data set has changed since {folder.name} began; start a new run.")
         return settings
     where = settings["dataset"].get("data_dir")
-    settings = {**settings, "name": run_name(folder), "data_digest": dataset.digest}
+    settings = {
+        **settings,
+        "name": run_name(folder),
+        "data_digest": dataset.digest,
+        "precision": chosen_precision(settings["precision"]),  # what auto meant here: a checkpoint fits no other
+    }
     settings["dataset"] = {
         **settings["dataset"],
         "data_dir": str(Path(where).expanduser().resolve()) if where else None,
@@ -425,7 +438,8 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
     """The callbacks of a run: TensorBoard, and the tracker that is asked for."""
     from pipeline.augment import gallery
 
-    sample = dataset.train.images[: tracking.GALLERY_IMAGES]
+    chosen = permutation(settings["seed"], 0, len(dataset.train.labels))[: tracking.GALLERY_IMAGES]
+    sample = dataset.train.images[device.xp().asarray(chosen)]  # folders come a class at a time
 
     def confusion() -> numpy.ndarray:
         predictions = loop.evaluate(dataset.validation)["predictions"]

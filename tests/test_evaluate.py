@@ -1,9 +1,12 @@
 """The figures of an evaluation against numbers worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline import PipelineError, evaluate
+from pipeline import PipelineError, config, device, evaluate, train
 
 # Four images of three classes: right at 0.9, right at 0.5, wrong at 0.8, wrong at 0.6.
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.3, 0.5, 0.2], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]], np.float32)
@@ -38,6 +41,52 @@ def test_pictures_are_drawn_also_without_any_mistake():
     images = np.zeros((4, 8, 8, 1), np.uint8)
     figures = evaluate.draw(PROBABILITIES, PROBABILITIES.argmax(axis=1), images, NAMES)
     assert set(figures) == {"confusion_matrix", "calibration", "mistakes"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 512])
+def test_probabilities_do_not_depend_on_the_batches_or_on_too_little_memory(batch_size):
+    tf = device.tensorflow()
+    images = np.random.default_rng(0).integers(0, 256, (9, 2, 2, 1), np.uint8)
+    sizes = []
+
+    class Model:
+        def __call__(self, batch, training):
+            sizes.append(batch.shape[0])
+            if batch.shape[0] > 4:
+                raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+            return tf.reshape(tf.cast(batch, tf.float32), [-1, 4]) / 255
+
+    found = evaluate.predict_probabilities(Model(), device.to_device(images), batch_size)
+    np.testing.assert_allclose(found, images.reshape(9, 4) / np.float32(255), rtol=1e-6)
+    assert max(sizes) == min(batch_size, 9)
+
+    class Hungry(Model):
+        def __call__(self, batch, training):
+            raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+
+    with pytest.raises(PipelineError, match="memory is not enough; choose a smaller network"):
+        evaluate.predict_probabilities(Hungry(), device.to_device(images), batch_size)
+
+
+def test_images_added_after_the_training_are_mentioned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+
+    def draw(first, last):
+        for label in ("dark", "light"):
+            Path("photos", label).mkdir(parents=True, exist_ok=True)
+            for number in range(first, last):
+                pixels = generator.integers(0, 100, (16, 16, 3), np.uint8) + (150 if label == "light" else 0)
+                Image.fromarray(pixels.astype(np.uint8)).save(Path("photos", label, f"{number}.png"))
+
+    draw(0, 40)
+    small = ["model.stages=[[8]]", "epochs=1", "dataset=image_folder", "data_dir=photos", "name=first"]
+    run = train.train(config.compose(small))
+    evaluate.evaluate(run, run.load_dataset())
+    assert "note: the data set" not in capsys.readouterr().err
+    draw(40, 50)
+    evaluate.evaluate(run, run.load_dataset())
+    assert "note: the data set image_folder has changed since first was trained" in capsys.readouterr().err
 
 
 def test_empty_split_is_one_sentence():

@@ -187,6 +187,53 @@ def test_failed_write_keeps_the_older_artifact(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stop_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, killed):
+    path = tmp_path / "artifact"
+
+    def write(text):
+        with files.whole(path) as temporary:
+            temporary.mkdir()
+            (temporary / "content").write_text(text, encoding="utf-8")
+
+    write("old")
+    replace = Path.replace
+
+    def stop_at_the_second(self, target):
+        if self.name.startswith(".tmp-"):
+            assert not path.exists()
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop_at_the_second)
+        if killed:  # nothing is tidied up, and the kernel frees the lock
+            patch.setattr(files, "_clear", lambda *_: (_ for _ in ()).throw(OSError))
+        with pytest.raises(KeyboardInterrupt):
+            write("new")
+    if killed:
+        assert not path.exists()
+        with pytest.raises(ZeroDivisionError), files.whole(path):
+            raise ZeroDivisionError
+    assert (path / "content").read_text(encoding="utf-8") == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"file/artifact cannot be written \(.*\)\.") as error:
+        files.write(tmp_path / "file" / "artifact", b"content")
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"compute_capability": null}', "{}"])
+def test_a_damaged_manifest_of_engines_is_one_sentence(tmp_path, monkeypatch, content):
+    (tmp_path / tensorrt_library.MANIFEST).write_text(content, encoding="utf-8")
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    with pytest.raises(PipelineError, match=r"make the engines again: python -m export\.tftrt"):
+        tensorrt_library.require(tmp_path)
+
+
 def test_writers_at_once_leave_one_whole_folder(tmp_path):
     path = tmp_path / "artifact"
     failures = []

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from pipeline import PipelineError
 from pipeline.datasets import ImageError, decode_image, fit_image
+from tests.conftest import REPOSITORY
 
 RNG = np.random.default_rng(7)
 
@@ -209,6 +212,19 @@ def test_fit_crops_the_longer_side_around_the_centre():
     image[:, 10:20] = (10, 200, 30)
     assert np.array_equal(fit_image(image, (10, 10, 3)), image[:, 10:20])
     assert np.array_equal(fit_image(image.transpose(1, 0, 2), (10, 10, 3)), image[:, 10:20])
+
+
+def test_too_many_pixels_are_refused_without_a_second_sentence_of_pillows(tmp_path):
+    header = encoded(Image.new("L", (1, 1)), "PNG")
+    large = header[:16] + (10_000).to_bytes(4, "big") + (9_500).to_bytes(4, "big") + header[24:29]
+    large += zlib.crc32(large[12:29]).to_bytes(4, "big") + header[33:]
+    (tmp_path / "large.png").write_bytes(large)
+    script = "import sys; from pipeline.datasets import decode_image; decode_image(sys.argv[1])"
+    answer = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "large.png"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert "it declares 10000×9500 pixels, more than the 64 megapixels allowed" in answer.stderr
+    assert "Warning" not in answer.stderr
 
 
 def test_shrinking_averages():

@@ -124,6 +124,18 @@ def test_wandb_keeps_an_offline_run():
     assert b"val_accuracy" in record.read_bytes()
 
 
+def test_wandb_keeps_the_jobs_of_a_sweep_apart_also_after_one_that_failed():
+    pytest.importorskip("wandb", reason="the optional package wandb (requirements-extras.txt) is not installed")
+    answer = command(
+        "--multirun", "tracker=wandb", "name=a (b)", "optimizer.learning_rate=1e30,0.01", WANDB_MODE="offline"
+    )
+    assert answer.returncode == 1
+    assert "no longer finite" in answer.stderr
+    assert [path.name for path in Path("runs/a (b)").iterdir() if path.is_dir()] == ["optimizer.learning_rate=0.01"]
+    (record,) = Path("runs/a (b)").rglob("*.wandb")
+    assert record.parents[2].name == "optimizer.learning_rate=0.01"
+
+
 def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
     from pipeline import datasets, ops
 

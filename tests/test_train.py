@@ -1,5 +1,6 @@
 """Training as a user meets it: accuracy, repeatability, interruption, damage, and what is said about mistakes."""
 
+import contextlib
 import csv
 import json
 import os
@@ -13,7 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, checkpoints, config, datasets, device, loop, models, optimizers, runs, train
+from pipeline import (
+    PipelineError,
+    checkpoints,
+    cluster,
+    config,
+    datasets,
+    device,
+    loop,
+    models,
+    optimizers,
+    runs,
+    train,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["limit=40", "model.stages=[[8],[16]]", "batch_size=64", "augment=light"]
@@ -255,19 +268,46 @@ def test_loss_that_is_no_longer_finite_says_what_to_change():
 def test_full_disk_is_one_sentence_and_keeps_the_older_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk]).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk]).returncode:
         pytest.skip("needs the right to mount a small tmpfs")
+    device.tensorflow()
+    import keras
+
+    class Fill(keras.callbacks.Callback):
+        def on_epoch_begin(self, number, logs=None):
+            if number == 1:
+                with contextlib.suppress(OSError), Path("filler").open("wb", buffering=0) as filler:
+                    while filler.write(bytes(1024)):
+                        pass
+
     try:
         os.chdir(disk)
-        with pytest.raises(PipelineError, match="No room on the disk") as error:
-            train.train(small("epochs=4", "name=full", "model.stages=[[24],[48]]"))
+        with pytest.raises(PipelineError, match=r"No room on the disk.*go on with: .*resume=runs/full") as error:
+            train.train(small("epochs=3", "name=full"), callbacks=[Fill()])
         assert error.value.exit_code == 1
-        assert not list(Path("runs/full/checkpoints").glob(".*tmp"))
-        shutil.rmtree("logs", ignore_errors=True)
+        assert not list(Path("runs").rglob(".tmp-*"))
         assert not Path("runs/latest").exists()
+        Path("filler").unlink()
+        history = train.train(config.compose(["resume=runs/full"])).metrics["history"]
     finally:
         os.chdir(tmp_path)
         subprocess.run(["umount", "-l", disk], check=True)
+    assert [logs["loss"] for logs in history] == [
+        logs["loss"] for logs in train.train(small("epochs=3", "name=roomy")).metrics["history"]
+    ]
+
+
+def test_a_full_disk_met_by_tensorboards_files_is_one_sentence(monkeypatch):
+    """TensorFlow's writers have errors of their own, which are none of the operating system's."""
+    tf = device.tensorflow()
+
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "logs/x; No space left on device")
+
+    monkeypatch.setattr(train.tracking, "tensorboard_callback", full)
+    with pytest.raises(PipelineError, match="No room on the disk"):
+        train.train(small("name=full"))
+    assert not Path("runs/full").exists()
 
 
 def test_what_xla_cannot_compile_is_one_sentence():
@@ -359,15 +399,16 @@ def test_epoch_is_the_same_whatever_the_size_of_its_shards(monkeypatch):
         assert all(np.array_equal(x, y) for x, y in zip(found, results[0][1], strict=True))
 
 
-def test_evaluation_counts_the_last_incomplete_batch_once():
+def test_evaluation_counts_the_last_incomplete_batch_once(monkeypatch):
+    monkeypatch.setattr(loop, "FAST_EVALUATION_BATCH", 7)
     dataset = datasets.load("digits", limit_per_class=40)
+    assert len(dataset.validation.labels) % 7
     training = train.build_loop(small("batch_size=7"), dataset)
-    training.batch_size = 7
     measured = training.evaluate(dataset.validation)
     scale = (device.to_numpy(dataset.validation.images) / 255 - dataset.mean) / dataset.std
     logits = training.network.predict(scale.astype(np.float32), verbose=0)
     labels = device.to_numpy(dataset.validation.labels)
-    assert len(measured["predictions"]) == len(labels)
+    np.testing.assert_array_equal(measured["predictions"], logits.argmax(axis=1))
     assert measured["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     five = np.argsort(-logits, axis=1)[:, :5]
     assert measured["top5"] == pytest.approx((five == labels[:, None]).any(axis=1).mean())
@@ -376,6 +417,62 @@ def test_evaluation_counts_the_last_incomplete_batch_once():
     targets = np.full_like(probabilities, 0.1 / 10)
     targets[np.arange(len(labels)), labels] += 0.9
     assert measured["loss"] == pytest.approx(-(targets * np.log(probabilities)).sum(axis=1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "evaluated"), [(8, 32), (100, 256), (600, 600)])
+def test_a_small_batch_makes_the_evaluation_small_too(batch_size, evaluated, monkeypatch):
+    dataset = datasets.load("digits", validation_fraction=0.45)
+    training = train.build_loop(small(f"batch_size={batch_size}"), dataset)
+    sizes = []
+    monkeypatch.setattr(training, "_evaluate_steps", lambda images, labels: sizes.append(images.shape[1]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.evaluate(dataset.validation)
+    assert sizes == [evaluated]
+
+
+def test_weights_broken_by_the_last_step_are_no_checkpoint(monkeypatch):
+    original = loop.Loop.evaluate
+    monkeypatch.setattr(loop.Loop, "evaluate", lambda self, split: {**original(self, split), "loss": float("nan")})
+    with pytest.raises(PipelineError, match="no longer finite in epoch 1"):
+        train.train(small("epochs=2", "name=broken"))
+    assert not Path("runs/broken").exists()
+
+
+def test_a_batch_that_workers_cannot_share_evenly_is_one_sentence():
+    dataset = datasets.load("digits", limit_per_class=40)
+    training = train.build_loop(small(), dataset, cluster.Cluster(0, 3))
+    with pytest.raises(PipelineError, match="64 images cannot be shared evenly by 3 workers; set batch_size to a mult"):
+        training.train_epoch(dataset.train, 0)
+
+
+def test_the_precision_that_auto_meant_is_kept():
+    assert train.train(small("epochs=1", "name=kept")).config["precision"] in ("float32", "mixed_float16")
+
+
+def test_a_damaged_epoch_that_was_the_best_leaves_the_best_before_it(tmp_path):
+    class Variable(np.ndarray):
+        def assign(self, value):
+            self[...] = value
+
+    variables = [np.zeros(3).view(Variable)]
+    accuracies = [0.5, 0.6, 0.4, 0.9]
+    for epoch in range(1, 5):
+        progress = checkpoints.Progress(epoch, [{"val_accuracy": a} for a in accuracies[:epoch]])
+        progress.best_epoch = int(np.argmax(accuracies[:epoch])) + 1
+        variables[0][...] = epoch
+        if progress.best_epoch == epoch:
+            checkpoints.save(checkpoints.best_path(tmp_path, epoch), variables, progress)
+        checkpoints.save_epoch(tmp_path, variables, progress)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "best-00002.npz", "best-00004.npz", "epoch-00003.npz", "epoch-00004.npz",
+    }  # fmt: skip
+    checkpoints.epoch_path(tmp_path, 4).write_bytes(b"damaged")
+    progress = checkpoints.resume(tmp_path, variables)
+    assert (progress.epoch, progress.best_epoch, variables[0][0]) == (3, 2, 3)
+    checkpoints.load(checkpoints.best_path(tmp_path, progress.best_epoch), variables)
+    progress.epoch, progress.history = 4, [*progress.history, {"val_accuracy": 0.5}]
+    checkpoints.save_epoch(tmp_path, variables, progress)
+    assert not checkpoints.best_path(tmp_path, 4).exists()
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -446,9 +543,12 @@ def test_deployable_graph_normalises_inside():
         ("epochs=0", "epochs must be a whole number of at least 1, got 0"),
         ("epochs=many", "epochs must be a whole number"),
         ("seed=-1", "seed must be"),
+        ("seed=true", "seed must be"),
+        ("early_stopping=true", "early_stopping must be null or"),
+        ("warmup=false", "warmup must be at least 0"),
         ("optimizer.learning_rate=0", "learning_rate must be above 0"),
-        ("name=../out", "give a plain folder name"),
-        ("name=latest", "give a plain folder name"),
+        ("name=../out", "cannot be the name of a run"),
+        ("name=latest", "cannot be the name of a run"),
         ("learningrate=1", "no setting 'learningrate'"),
         ("epoch=5", "did you mean epochs"),
         ("=", "."),

@@ -9,6 +9,7 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,10 +57,12 @@ def read_archive(archive: Path, settings: Settings) -> Contents:
         PipelineError: It is not the published file, or cannot be unpacked.
     """
     unpacked = settings.cache / "unpacked" / f"cifar10-{DIGEST.split(':')[1][:16]}"
-    if not unpacked.is_dir():
+    batches = unpacked / "cifar-10-batches-bin"
+    if not batches.is_dir():
         archives.check_digest(archive, DIGEST)
+        shutil.rmtree(unpacked, ignore_errors=True)  # what is left of one whose inner folder was removed
         archives.unpack(archive, unpacked)
-    return read_binary(unpacked / "cifar-10-batches-bin")
+    return read_binary(batches)
 
 
 def read_binary(batches: Path) -> Contents:

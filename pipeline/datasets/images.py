@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ OTHER_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl", ".jp2", ".svg", ".raw", ".dng", ".cr2", ".nef"}
 )
 MAX_PIXELS = 64_000_000
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of more pixels than that: they are refused anyway
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
