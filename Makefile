@@ -30,7 +30,7 @@ test: $(INSTALL)  ## style and tests, notebooks included
 	@$(PY) -m pytest $(ARGS)
 
 test-gpu: $(INSTALL)  ## the tests that need an NVIDIA GPU
-	@$(PY) -m pytest tests/gpu $(ARGS)
+	@PIPELINE_DEVICE=gpu $(PY) -m pytest tests/gpu $(ARGS)
 
 lab: $(INSTALL)  ## JupyterLab on the notebooks
 	@$(PY) -m pipeline.lab $(ARGS)

@@ -37,19 +37,20 @@ def main() -> int:
     chosen = arguments.names or list(QUESTIONS)
     needing = [name for name in chosen if "DATA" in QUESTIONS[name]]
     if needing and arguments.data_dir is None:
-        raise PipelineError(f"{', '.join(needing)} need --data-dir; or name others: augment, ops, operations.")
-    failed = []
+        others = ", ".join(name for name in QUESTIONS if name not in needing)
+        raise PipelineError(f"{', '.join(needing)} need --data-dir; or name others: {others}.")
+    failed = {}
     for name in chosen:
         module, *options = QUESTIONS[name]
         command = ["-m", module, *(arguments.data_dir if option == "DATA" else option for option in options)]
         print(f"--- python {shlex.join(command)}", flush=True)
         started = time.perf_counter()
-        if subprocess.run([sys.executable, *command]).returncode:
-            failed.append(name)
+        if code := subprocess.run([sys.executable, *command]).returncode:
+            failed[name] = code
         print(f"({time.perf_counter() - started:.0f} s)\n", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return max(failed.values(), default=0)
 
 
 if __name__ == "__main__":

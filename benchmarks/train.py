@@ -15,6 +15,7 @@ import re
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
         whole = len(labels) - len(labels) % batch_size
         source = {"x": ((images - mean) / deviation)[:whole], "y": labels[:whole], "batch_size": batch_size}
     speeds = []
+    warnings.filterwarnings("ignore", "`shuffle=True` was passed", UserWarning)  # Keras's default; the data does it
     for _ in range(epochs + 1):
         started = time.perf_counter()
         network.fit(**source, epochs=1, verbose=0)

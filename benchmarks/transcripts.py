@@ -74,7 +74,10 @@ def main() -> int:
     if data_dir is None and set(arguments.names) != {"test_gpu"}:
         raise PipelineError("pipeline and trt_infer need --data-dir, the folder CIFAR-10 is in or is downloaded to.")
     if set(arguments.names) & {"trt_infer", "test_gpu"} and not device.has_gpu():
-        raise PipelineError("trt_infer and test_gpu need an NVIDIA GPU, and none was found here; pipeline does not.")
+        raise PipelineError(
+            "trt_infer and test_gpu need an NVIDIA GPU, and none was found here; what works without one: "
+            "python -m benchmarks.transcripts pipeline"
+        )
     failed = []
     for name in arguments.names:
         command, more, folder = COMMANDS[name], {}, ROOT

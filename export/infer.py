@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from export.predict import CHUNK, Prediction, Predictor
-from pipeline import PipelineError, runs
-from pipeline.datasets.images import SUFFIXES, ImageError
+from pipeline import PipelineError, cli, runs
+from pipeline.datasets.images import OTHER_SUFFIXES, SUFFIXES, ImageError
 
 
 def command(
@@ -95,10 +95,12 @@ def _read(predictor: Predictor, path: str) -> np.ndarray | PipelineError:
 
 
 def _files(paths: Sequence[str]) -> Iterator[str]:
-    """The files, and the images below each folder; a folder without any stands for itself."""
+    """The files, and the images below each folder, those of a kind that is not read too, so that none is lost without a
+    word; a folder without any stands for itself."""
+    kinds = SUFFIXES | OTHER_SUFFIXES
     for path in paths:
         if Path(path).is_dir():
-            found = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in kinds and p.is_file())
             yield from map(str, found or [path])
         else:
             yield path
@@ -136,15 +138,17 @@ def _as_json(predictor: Predictor, path: str, answer: Prediction | PipelineError
 
 
 def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction | PipelineError]], top: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = cli.console()
     table = Table(title=f"{predictor.path.name}", title_justify="left")
     table.add_column("image", overflow="fold")
     top = min(top, len(predictor.class_names))
+    widest = max(map(len, predictor.class_names))
+    roomy = top * (widest + 14) + 24 <= console.width  # then the path alone is broken where the terminal is narrow
     for place in range(top):
-        table.add_column("class" if place == 0 else f"{place + 1}.", overflow="fold")
+        table.add_column("class" if place == 0 else f"{place + 1}.", overflow="fold", no_wrap=roomy)
         table.add_column("probability" if place == 0 else "", justify="right", no_wrap=True)
     for path, answer in answers:
         if not isinstance(answer, PipelineError):
@@ -152,7 +156,7 @@ def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction |
             # Text, because a file name may hold what looks like markup.
             table.add_row(Text(path), *(cell for label, share in shares for cell in (Text(label), f"{share:.1%}")))
     if table.row_count:
-        Console().print(table)
+        console.print(table)
 
 
 def _positive(text: str) -> int:

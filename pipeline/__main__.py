@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _given(options.parameters, chapters, known)
     trains = any("name" in chapter.defaults for chapter in chapters)
     _check_training(given, chapters)
+    if options.name and not trains and "run" not in given and any("run" in chapter.defaults for chapter in chapters):
+        runs.find(runs.RUNS / config.plain_name(options.name))
     folder = _folder(options.name or given.pop("name", None), trains)
     if trains:
         given["name"] = folder.name
@@ -59,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     executed_folder = folder / "notebooks"
     with _held(folder, executed_folder), notebooks.private_kernels():
         started = time.monotonic()
-        executed = []
         interactive = sys.stderr.isatty()
         with tqdm.tqdm(chapters, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
             for chapter in bar:
@@ -77,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     bar.close()
                     print(f"{chapter.path.name} was stopped; what it had done is in {output}.", file=sys.stderr)
                     raise
-                executed.append(output)
                 tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
                 sys.stdout.flush()  # through a pipe, each line when it is true
         report = folder / "report.html"
-        notebooks.write_report(executed, folder.name, report)
+        there = [executed_folder / chapter.path.name for chapter in known]  # those of an earlier call too
+        notebooks.write_report([path for path in there if path.is_file()], folder.name, report)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
     _summary(given.get("run"), executed_folder, report)
     return 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from pipeline import PipelineError
+
+PIPED_WIDTH = 400  # columns: a program that reads a table wants each row in one line
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -22,3 +25,10 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 0
     sys.exit(code)
+
+
+def console() -> Any:
+    """A rich console on standard output that folds long cells on a terminal only."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)

@@ -72,7 +72,8 @@ def connect(kind: str) -> Cluster:
         return Cluster()
     variable = {"slurm": "SLURM_PROCID", "environment": "TF_CONFIG"}[kind]
     if variable not in os.environ:
-        raise PipelineError(f"cluster={kind} needs the variable {variable}; start it with srun (scripts/slurm.sh).")
+        way = {"slurm": "start it with srun (scripts/slurm.sh)", "environment": "set it in every worker's environment"}
+        raise PipelineError(f"cluster={kind} needs the variable {variable}; {way[kind]}.")
     tf = device.tensorflow()
     try:
         if kind == "slurm":

@@ -14,14 +14,16 @@ from typing import Any
 from pipeline import PipelineError, augment, cli, device, files, runs
 
 COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them; None stays in the CSV file
-    "run": "run", "model": "model", "augment": "augment", "parameters": "weights", "epochs": "epochs",
-    "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
+    "run": "run", "dataset": "data set", "model": "model", "augment": "augment", "parameters": "weights",
+    "epochs": "epochs", "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
     "test_accuracy": "test",
 }  # fmt: skip
 
+LISTED = 30  # runs in the plot's legend
+
 
 def table(folder: Path) -> Any:
-    """The finished runs below a folder, best test accuracy first.
+    """The finished runs below a folder, by data set, best test accuracy first.
 
     Args:
         folder: A multirun's folder, or ``runs`` for all runs.
@@ -44,12 +46,12 @@ def table(folder: Path) -> Any:
         if "test_accuracy" not in metrics:
             continue
         name = os.path.relpath(run.path, folder.resolve())
-        values = (name, card.model, policy_label(settings["augment"]), card.parameters)
-        rows.append((*values, *(metrics[key] for key in list(COLUMNS)[4:])))
+        values = (name, card.dataset, card.model, policy_label(settings["augment"]), card.parameters)
+        rows.append((*values, *(metrics[key] for key in list(COLUMNS)[len(values) :])))
     if not rows:
         raise PipelineError(f"There is no finished run in {folder} to compare.")
     frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
-    return frame.sort_values("test_accuracy", ascending=False).reset_index(drop=True)
+    return frame.sort_values(["dataset", "test_accuracy"], ascending=[True, False]).reset_index(drop=True)
 
 
 def policy_label(given: Any) -> str:
@@ -62,33 +64,34 @@ def policy_label(given: Any) -> str:
 
 
 def draw(frame: Any) -> Any:
-    """Test accuracy against training time and against parameters, one point a run; a matplotlib figure."""
+    """Test accuracy against training time and against parameters, one numbered point a run; a matplotlib figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
     rows = (frame.to_pandas() if hasattr(frame, "to_pandas") else frame).to_dict("records")
+    figure = Figure(figsize=(12, max(4, 1 + 0.2 * min(len(rows), LISTED))), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colours = {model: f"C{number}" for number, model in enumerate(sorted({row["model"] for row in rows}))}
+    several = len({row["dataset"] for row in rows}) > 1
     for panel, key, label in zip(
         panels, ("train_seconds", "parameters"), ("training time (s)", "parameters"), strict=True
     ):
-        for row in rows:
-            panel.scatter(row[key], row["test_accuracy"], color=colours[row["model"]])
-            panel.annotate(
-                f"{row['model']}, {row['augment']}", (row[key], row["test_accuracy"]), fontsize=8,
-                xytext=(4, 4), textcoords="offset points",
-            )  # fmt: skip
+        for number, row in enumerate(rows, start=1):
+            place, order = (row[key], row["test_accuracy"]), 3 + len(rows) - number  # the best on top
+            name = f"{number}  {row['run']}" + (f" ({row['dataset']})" if several else "")
+            panel.scatter(*place, s=130, color=colours[row["model"]], edgecolors="white", label=name, zorder=order)
+            panel.annotate(str(number), place, fontsize=7, color="white", ha="center", va="center", zorder=order)
         panel.set(xlabel=label, xscale="log")
         panel.margins(x=0.2)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy")
+    handles, names = (entries[:LISTED] for entries in panels[0].get_legend_handles_labels())
+    figure.legend(handles, names, loc="outside right upper", fontsize=7, frameon=False)
     return figure
 
 
 def report(folder: Path) -> None:
     """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     frame = table(folder)
@@ -96,13 +99,16 @@ def report(folder: Path) -> None:
     shown = Table(title=str(folder), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     formats = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_accuracy": "{:.2%}"}
     headings = {name: heading for name, heading in COLUMNS.items() if heading is not None}
+    if frame["dataset"].nunique() == 1:
+        del headings["dataset"]
+    shown.add_column("", justify="right")
     for name, heading in headings.items():
-        words = name in ("run", "model", "augment")
+        words = name in ("run", "dataset", "model", "augment")
         shown.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
-    for row in frame.to_dict("records"):
+    for number, row in enumerate(frame.to_dict("records"), start=1):  # the numbers of the points
         row = {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M"}
-        shown.add_row(*(formats.get(name, "{}").format(row[name]) for name in headings))
-    Console().print(shown)
+        shown.add_row(str(number), *(formats.get(name, "{}").format(row[name]) for name in headings))
+    cli.console().print(shown)
     files.write(folder / "comparison.csv", frame.to_csv(index=False).encode())
     files.write_figure(folder / "comparison.png", draw(frame))
     print(f"table and plot in {folder / 'comparison.csv'} and {folder / 'comparison.png'}")

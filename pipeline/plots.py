@@ -5,6 +5,7 @@ Arrays may live on the GPU; what is drawn is copied to the host.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from pipeline import device
+
+TITLE_LINES = 3
+TITLE_LINE_INCHES = 0.15
+LETTERS_AN_INCH = 15
 
 
 def image_grid(
@@ -23,26 +28,32 @@ def image_grid(
     row_titles: Sequence[str] | None = None,
     title: str | None = None,
     size: float = 1.1,
+    title_colours: Sequence[str] | None = None,
 ) -> Figure:
     """Images side by side, row by row.
 
     Args:
         images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
-        titles: One text above each image.
+        titles: One text above each image; broken into lines as wide as the image, at most `TITLE_LINES`.
         columns: Images in a row.
         row_titles: One text left of each row.
         title: One text above all.
         size: Width of an image in inches.
+        title_colours: One of matplotlib's colours for each of `titles`.
 
     Returns:
         The figure; in a notebook it shows itself as the last value of a cell.
     """
     images = device.to_numpy(images)
     rows = max(1, -(-len(images) // columns))
-    height = size * (images.shape[1] / images.shape[2] + (0.25 if titles is not None else 0.05))
+    above = [_title_lines(text, size) for text in titles] if titles is not None else []
+    lines = max(map(len, above), default=0)
+    height = size * (images.shape[1] / images.shape[2] + 0.05) + lines * TITLE_LINE_INCHES
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(columns * size, rows * height + (0.4 if title else 0)), squeeze=False, layout="tight"
-    )
+        rows, columns, figsize=(columns * size, rows * height + (0.4 if title else 0)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
@@ -50,7 +61,8 @@ def image_grid(
         top = 255 if image.dtype == np.uint8 else 1.0
         axis.imshow(picture if image.dtype == np.uint8 else np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=top)
         if titles is not None:
-            axis.set_title(str(titles[index]), fontsize=8)
+            colour = title_colours[index] if title_colours is not None else "black"
+            axis.set_title("\n".join(above[index]), fontsize=8, color=colour)
         if row_titles is not None and index % columns == 0:
             axis.text(
                 -0.1,
@@ -65,6 +77,17 @@ def image_grid(
         figure.suptitle(title)
     pyplot.close(figure)  # the notebook shows the returned figure, not a second copy of it
     return figure
+
+
+def _title_lines(text: Any, width: float) -> list[str]:
+    """The lines of a title of 8 points above a picture of `width` inches; what does not fit ends in …"""
+    letters = max(8, int(width * LETTERS_AN_INCH))
+    lines = [
+        piece
+        for line in str(text).split("\n")
+        for piece in textwrap.wrap(line, letters, max_lines=TITLE_LINES - 1, placeholder="…")
+    ]
+    return lines[:TITLE_LINES]
 
 
 def class_bars(

@@ -14,8 +14,14 @@ from pipeline import device, files
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
+NEUTRAL = {"--data-dir", "--pytest"}  # options that do not change what is measured
+
+
 def save(name: str, figures: Any, command: str | None = None) -> Path:
     """Write figures to ``benchmarks/results/NAME-gpu.json``, or ``-cpu``; an older file of that name is replaced.
+
+    What was measured with options of one's own goes to ``NAME-gpu-options.json``, which git ignores, so that a quick
+    look replaces no figure that the README stands on.
 
     Args:
         name: The question, for example "augment".
@@ -26,11 +32,12 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
         The file.
     """
     machine = device.describe()
-    path = FOLDER / f"{name}-{machine['device']}.json"
+    options = {word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")} - NEUTRAL
+    path = FOLDER / f"{name}-{machine['device']}{'-options' if options else ''}.json"
     command = command or f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     content = {
         "command": re.sub(r"(--data-dir[ =])\S+", r"\1DATA", command),  # where it lay there says nothing elsewhere
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "figures": figures,
     }

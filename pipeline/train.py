@@ -79,6 +79,8 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
                 f"note: only {len(dataset.validation.labels)} validation images choose the best epoch; a larger "
                 "dataset.validation_fraction chooses better"
             )
+        if settings["precision"] == "mixed_float16" and not device.has_gpu() and workers.is_chief:
+            print("note: without a GPU mixed_float16 is many times slower than precision=float32")
         with device.out_of_memory_sentence("choose a smaller network"):
             loop = build_loop(settings, dataset, workers)
         settings = keep_settings(folder, settings, dataset, workers)

@@ -38,7 +38,8 @@ def main():
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                print("Another installation into .venv is running; waiting for it.", flush=True)
+                if not ready():
+                    print("Another installation into .venv is running; waiting for it.", flush=True)
                 fcntl.flock(held, fcntl.LOCK_EX)
             prepare()
             if "--extras" in sys.argv[1:]:
@@ -72,12 +73,10 @@ def check_python():
 
 def prepare():
     """Bring `.venv` to what the requirements say, or return at once where it is there already."""
+    if ready():
+        return
     gpu = has_driver()
     requirements = "requirements-gpu.txt" if gpu else "requirements.txt"
-    wanted = key(requirements)
-    enough = {wanted, key("requirements-gpu.txt")}
-    if DONE.is_file() and DONE.read_text(encoding="utf-8") in enough and works():
-        return
     if VENV.exists() and not reusable():
         shutil.rmtree(VENV)
     if not VENV.exists():
@@ -99,8 +98,14 @@ def prepare():
                 "TensorRT could not be installed (see .venv/install.log); only the TF-TRT export needs it. "
                 "To try again: .venv/bin/pip install -r requirements-tensorrt.txt"
             )
-    DONE.write_text(wanted, encoding="utf-8")
+    DONE.write_text(key(requirements), encoding="utf-8")
     BEGUN.unlink()
+
+
+def ready():
+    """Whether `.venv` holds what the requirements say, or more."""
+    enough = {key("requirements-gpu.txt"), *([] if has_driver() else [key("requirements.txt")])}
+    return DONE.is_file() and DONE.read_text(encoding="utf-8") in enough and works()
 
 
 def prepare_extras():

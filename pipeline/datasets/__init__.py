@@ -267,7 +267,7 @@ def _check_rejected(header: columns.Header, source: Source, limit: float) -> Non
         raise PipelineError(
             f"{len(rejected)} of {total} images of {source.location} cannot be read, more than "
             f"max_rejected={limit:g} allows: {', '.join(listed[:5])}{more}; repair or remove them, "
-            "or set dataset.max_rejected.",
+            "or allow more (dataset.max_rejected=0.05, in the notebooks -p max_rejected 0.05).",
             exit_code=1,
         )
     _log.warning("Left out %d of %d images of %s: %s", len(rejected), total, source.location, ", ".join(listed))

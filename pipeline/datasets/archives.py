@@ -52,7 +52,7 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
             except _Interrupted as error:
                 raise PipelineError(
                     f"{address} could not be downloaded ({first_line(error)}); try again, or download it elsewhere "
-                    f"and put it at {path}.",
+                    f"and put it at {path}, or name the folder it is in (data_dir).",
                     exit_code=1,
                 ) from None
         check_digest(temporary, digest, named=address)

@@ -83,9 +83,13 @@ def folder(data_dir: Path | None, name: str) -> Path:
     if data_dir is None:
         raise PipelineError(f"The data set {name!r} needs data_dir=…, the folder that holds the images.")
     if data_dir.is_file():
-        raise PipelineError(f"{data_dir} is a file; set data_dir to the folder that holds the {name} data.")
+        raise PipelineError(
+            f"{data_dir} is a file; name the folder that holds the {name} data (data_dir=…, or --data-dir)."
+        )
     if not data_dir.is_dir():
-        raise PipelineError(f"There is no folder {data_dir}; set data_dir to the one that holds the {name} data.")
+        raise PipelineError(
+            f"There is no folder {data_dir}; name the one that holds the {name} data (data_dir=…, or --data-dir)."
+        )
     return data_dir
 
 
@@ -193,9 +197,12 @@ def _check_alike(name: str, shape: tuple[int, ...], first: str, expected: tuple[
     if shape[2] != expected[2]:
         grey, colour = (name, first) if shape[2] == 1 else (first, name)
         raise PipelineError(
-            f"{grey} is grey and {colour} is in colour; set dataset.channels=3 or dataset.channels=1 to make them "
-            "alike."
+            f"{grey} is grey and {colour} is in colour; set channels to 3 or 1 to make them alike "
+            "(dataset.channels=3, in the notebooks -p channels 3)."
         )
     if shape != expected:
         sizes = f"{name} is {shape[1]}×{shape[0]} pixels and {first} is {expected[1]}×{expected[0]}"
-        raise PipelineError(f"{sizes}; set dataset.image_size=… (one number, or height and width) to make them alike.")
+        raise PipelineError(
+            f"{sizes}; set image_size, one number or height and width, to make them alike (dataset.image_size=64, in "
+            "the notebooks -p image_size 64)."
+        )
