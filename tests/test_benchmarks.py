@@ -42,6 +42,18 @@ def test_experiments_keep_the_history_and_draw_it(kept, tmp_path, capsys):
         kept(benchmarks.experiments, "nothing")
 
 
+def test_a_quick_look_replaces_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for options, suffix in (
+        (["--data-dir", "x"], ""),
+        (["--data-dir=x", "--pytest", "a"], ""),
+        (["--epochs", "1"], "-options"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+        name = f"speed-{device.describe()['device']}{suffix}.json"
+        assert results.save("speed", {"figure": 1}) == tmp_path / name
+
+
 def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
     import benchmarks.__main__ as everything
 

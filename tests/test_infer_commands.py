@@ -130,8 +130,10 @@ def test_wrong_use_is_exit_code_2(workplace, monkeypatch, capsys, wrong):
 
 def test_folders_are_searched_to_the_bottom_in_order(workplace):
     (workplace / "images" / "notes.txt").write_text("no image", encoding="utf-8")
+    (workplace / "images" / "scan.TIFF").write_bytes(b"a kind that is not read")
     (workplace / "images" / "Upper.PNG").write_bytes((workplace / "images" / "0.png").read_bytes())
-    expected = ["images/0.png", "images/Upper.PNG", "images/inner [bold]/1.png", "images/inner [bold]/2.png"]
+    inner = ["images/inner [bold]/1.png", "images/inner [bold]/2.png"]
+    expected = ["images/0.png", "images/Upper.PNG", *inner, "images/scan.TIFF"]
     assert list(infer._files(["images"])) == expected
     assert list(infer._files(["images/0.png", "images/0.png"])) == ["images/0.png"] * 2
 

@@ -129,6 +129,20 @@ def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(fo
     assert not re.search(r"import\([\"']https?:|@import|url\(https?:", text)
 
 
+def test_a_second_call_on_a_run_keeps_the_other_chapters_in_the_report(folder, capsys):
+    write("01_first", "name = None", "print('first was here')")
+    write("02_second", "run = None", "print('second was here')")
+    assert __main__.main(["--name", "mine"]) == 0
+    report = folder / "runs" / "mine" / "report.html"
+    (folder / "runs" / "mine" / "model.keras").touch()
+    assert __main__.main(["--name", "mine", "--notebooks", "02_second"]) == 0
+    text = report.read_text(encoding="utf-8")
+    assert "first was here" in text and "second was here" in text
+    with pytest.raises(PipelineError, match="There is no run runs/mien; finished runs: mine"):
+        __main__.main(["--name", "mien", "--notebooks", "02_second"])
+    assert not (folder / "runs" / "mien").exists()
+
+
 def test_the_table_of_artifacts_and_where_they_are(capsys):
     row = {
         "size_bytes": 2048,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import device
+
 ROOT = Path(__file__).resolve().parent.parent
 HERE = {"PIPELINE_DEVICE": "cpu"}  # the GPU stack is not installed by a test
 
@@ -204,6 +206,15 @@ def test_targets_run_in_the_environment_or_in_the_given_one(target, command):
     given = make(ROOT, "-n", target, "PY=/opt/python").stdout
     assert f"/opt/python {command}".strip() in given
     assert "scripts/bootstrap.py" not in given
+
+
+def test_the_gpus_tests_without_a_gpu_are_one_sentence():
+    if device.has_gpu():
+        pytest.skip("there is a GPU here")
+    answer = make(ROOT, "test-gpu", f"PY={sys.executable}", "ARGS=-q")
+    assert answer.returncode == 2
+    assert "no NVIDIA driver" in answer.stdout + answer.stderr
+    assert "skipped" not in answer.stdout
 
 
 def test_clean_keeps_the_runs(checkout, tmp_path):

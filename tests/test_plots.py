@@ -22,6 +22,20 @@ def test_a_grid_shows_every_image_and_nothing_else(channels):
     figure.canvas.draw()
 
 
+def test_titles_lie_above_their_pictures_and_beside_each_other():
+    titles = ["pomegranate 77%\nis computer keyboard", "European fire salamander 12%", "x" * 60, "cat"] * 5
+    figure = plots.image_grid(np.zeros((20, 8, 8, 3), np.uint8), titles, title_colours=["red"] * 20)
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    pictures = [axes.images[0].get_window_extent() for axes in figure.axes]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:index]), figure.axes[index].get_title()
+        assert not any(box.y0 < other.y1 - 1 and box.y1 > other.y0 + 1 and box.overlaps(other) for other in pictures)
+        assert box.y1 <= figure.bbox.y1 + 1
+    assert figure.axes[2].get_title().endswith("…")
+    assert figure.axes[0].title.get_color() == "red"
+
+
 def test_floats_are_shown_from_0_to_1():
     figure = plots.image_grid(np.array([-0.5, 0.25, 1.5]).reshape(3, 1, 1, 1))
     values = [float(axis.images[0].get_array()[0, 0]) for axis in figure.axes if axis.images]
