@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pipeline import device
 
 TITLE_LINES = 3
-TITLE_LINE_INCHES = 0.18
+TITLE_LINE_INCHES = 0.15
 LETTERS_AN_INCH = 15
 
 
