@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,11 @@ def classify(predictor: Predictor, paths: Sequence[str]) -> list[tuple[str, Pred
 
 
 def _read(predictor: Predictor, path: str) -> np.ndarray | PipelineError:
-    if Path(path).is_dir():  # one of those that `_files` found empty
+    if Path(path).is_dir():  # one of those that `_files` found empty, or could not list
+        try:
+            next(Path(path).iterdir(), None)
+        except OSError as error:
+            return ImageError(path, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
         return ImageError(path, "no images in this folder")
     try:
         return predictor.read(path)
@@ -100,8 +105,10 @@ def _files(paths: Sequence[str]) -> Iterator[str]:
     kinds = SUFFIXES | OTHER_SUFFIXES
     for path in paths:
         if Path(path).is_dir():
-            found = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in kinds and p.is_file())
-            yield from map(str, found or [path])
+            closed: list[OSError] = []
+            inside = [Path(parent, name) for parent, _, names in os.walk(path, onerror=closed.append) for name in names]
+            found = sorted(p for p in inside if p.suffix.lower() in kinds)
+            yield from map(str, [*found, *(error.filename for error in closed)] or [path])
         else:
             yield path
 
@@ -111,11 +118,12 @@ def _artifact(run: str | None, artifact: str | None, names: Sequence[str], make:
     if artifact is not None and Path(artifact).exists():
         return Path(artifact)
     found = runs.find(run)
+    folder = found.path / "export"
     wanted = [artifact] if artifact is not None else names
     for name in wanted:
-        if (found.export_dir / name).exists():
-            return found.export_dir / name
-    there = sorted(p.name for p in found.export_dir.iterdir() if p.name[0] != ".")
+        if (folder / name).exists():
+            return folder / name
+    there = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
     near = [name for name in there if artifact and artifact.lower() in name]
     if near:
         raise PipelineError(f"The run {found.name} has no artifact {artifact!r}; did you mean --artifact {near[0]}?")
@@ -146,15 +154,18 @@ def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction |
     table.add_column("image", overflow="fold")
     top = min(top, len(predictor.class_names))
     widest = max(map(len, predictor.class_names))
-    roomy = top * (widest + 14) + 24 <= console.width  # then the path alone is broken where the terminal is narrow
-    for place in range(top):
-        table.add_column("class" if place == 0 else f"{place + 1}.", overflow="fold", no_wrap=roomy)
+    roomy = top * (widest + 14) + 24 <= console.width
+    for place in range(top if roomy else 0):
+        table.add_column("class" if place == 0 else f"{place + 1}.", no_wrap=True)
         table.add_column("probability" if place == 0 else "", justify="right", no_wrap=True)
+    if not roomy:  # one column for all of them, which may be broken between two
+        table.add_column("classes and their probabilities", min_width=min(40, widest + 7))
     for path, answer in answers:
         if not isinstance(answer, PipelineError):
             shares = predictor.top(answer, top)
             # Text, because a file name may hold what looks like markup.
-            table.add_row(Text(path), *(cell for label, share in shares for cell in (Text(label), f"{share:.1%}")))
+            cells = [cell for label, share in shares for cell in (Text(label), Text(f"{share:.1%}"))]
+            table.add_row(Text(path), *(cells if roomy else [Text(", ".join(f"{a} {b:.1%}" for a, b in shares))]))
     if table.row_count:
         console.print(table)
 

@@ -280,13 +280,13 @@ def _tflite(path: Path) -> _Graph:
             warnings.simplefilter("ignore")
             interpreter = tf.lite.Interpreter(model_content=content, num_threads=_threads())
         interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
+        pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        scale, zero_point = output["quantization"]
+    except (ValueError, RuntimeError, IndexError, KeyError) as error:
         raise PipelineError(
             f"{path} is no readable TFLite file ({first_line(error)}); make it again: python -m export.tflite"
         ) from None
-    pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     shape, classes = _check_ends(path, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1])
-    scale, zero_point = output["quantization"]
     lock = threading.Lock()  # an interpreter holds one set of tensors: one call at a time
 
     def forward(images: Any) -> np.ndarray:

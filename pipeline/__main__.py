@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, config, files, notebooks, runs
+from pipeline import PipelineError, cli, config, datasets, files, notebooks, runs
 from pipeline.notebooks import Chapter
 
 
@@ -127,7 +127,14 @@ def _given(pairs: Sequence[Sequence[str]], chapters: Sequence[Chapter], known: S
 
 
 def _check_training(given: dict[str, str], chapters: Sequence[Chapter]) -> None:
-    """Raise what the training notebook would say of its parameters, before the chapters ahead of it have run."""
+    """Raise what the notebooks would say of their parameters, before the first of them has run."""
+    sizes = {
+        name: notebooks.convert(name, given[name], chapter.defaults[name])
+        for name in ("image_size", "channels", "limit_per_class", "max_rejected")
+        for chapter in chapters
+        if name in given and name in chapter.defaults
+    }
+    datasets.check_sizes(**sizes)
     chapter = next((chapter for chapter in chapters if chapter.name == "03_train"), None)
     if chapter is None or not given:
         return

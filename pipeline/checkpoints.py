@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, files
+from pipeline import PipelineError, files, first_line
 
 KEPT = 2  # the newest, and one more should the newest be damaged later
 
@@ -66,8 +66,9 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
         with numpy.load(path, allow_pickle=False) as file:
             progress = Progress(**json.loads(file["progress"].tobytes()))
             arrays = [file[f"{number:05d}"] for number in range(len(file.files) - 1)]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise PipelineError(f"The checkpoint {path} cannot be read ({error}).") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
+        reason = "damaged" if path.is_file() else first_line(error)
+        raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from None
     if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
         raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer.")
     for variable, array in zip(variables, arrays, strict=True):

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline import PipelineError, device
 
 PIPED_WIDTH = 400  # columns: a program that reads a table wants each row in one line
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave the process: its return value (None is 0), a `PipelineError`'s code, or 130 for Ctrl-C."""
+    """Call `main` and leave the process: its return value (None is 0), a `PipelineError`'s code, or 130 for Ctrl-C.
+
+    A polite kill (SIGTERM) ends it like Ctrl-C. What the disk refuses and no part has a sentence of its own for is one
+    sentence all the same, and so is a lack of memory.
+    """
+    signal.signal(signal.SIGTERM, terminated)
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = main() or 0
+        with device.out_of_memory_sentence("take less at once, or close other programs"):
+            code = main() or 0
+            sys.stdout.flush()
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped by {stop.args[0] if stop.args else 'Ctrl-C'}", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone: nothing is left to say
         sys.stderr.close()
         code = 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
+        code = 1
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # what a full device still has to take would be refused once more
     sys.exit(code)
+
+
+def terminated(*_: Any) -> None:
+    """What a polite kill does: it ends like Ctrl-C."""
+    raise KeyboardInterrupt("a signal (SIGTERM)")
 
 
 def console() -> Any:

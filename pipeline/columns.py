@@ -189,7 +189,9 @@ def write(
             split, values = group[0].split, images[0].size
             offsets = np.arange(0, len(images) * values + 1, values, dtype=np.int32)
             pixels = pa.ListArray.from_arrays(pa.array(offsets), pa.array(images.reshape(-1)), type=_PIXELS)
-            sources = pa.array([source for batch in group for source in batch.sources], pa.string())
+            names = (source for batch in group for source in batch.sources)
+            # A file's name may hold bytes that are no text.
+            sources = pa.array([name.encode(errors="backslashreplace").decode() for name in names], pa.string())
             table = pa.table([pixels, pa.array(labels), sources], schema=_SCHEMA)
             writer.write_table(table, row_group_size=len(images))
             header.row_groups.append(split)

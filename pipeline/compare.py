@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, augment, cli, device, files, runs
+from pipeline import PipelineError, augment, cli, device, files, first_line, is_number, runs
 
 COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them; None stays in the CSV file
     "run": "run", "dataset": "data set", "model": "model", "augment": "augment", "parameters": "weights",
@@ -38,16 +38,19 @@ def table(folder: Path) -> Any:
         raise PipelineError(f"There is no folder {folder}; give the one of a multirun, or runs for all runs.")
     rows = []
     for run in runs.below(folder):
+        name = os.path.relpath(run.path, folder.resolve())
         try:
             card, metrics, settings = run.card, run.metrics, run.config
-        except PipelineError as error:
-            print(f"left out {run.name}: {error}", file=sys.stderr)
+            values = (name, card.dataset, card.model, policy_label(settings["augment"]), card.parameters)
+            figures = {key: metrics.get(key) for key in list(COLUMNS)[len(values) :]}
+        except (PipelineError, KeyError, AttributeError, TypeError) as error:
+            print(f"left out {name}: {first_line(error)}", file=sys.stderr)
             continue
-        if "test_accuracy" not in metrics:
+        missing = [key for key, value in figures.items() if not is_number(value)]
+        if missing:
+            print(f"left out {name}: its metrics.json has no number for {', '.join(missing)}", file=sys.stderr)
             continue
-        name = os.path.relpath(run.path, folder.resolve())
-        values = (name, card.dataset, card.model, policy_label(settings["augment"]), card.parameters)
-        rows.append((*values, *(metrics[key] for key in list(COLUMNS)[len(values) :])))
+        rows.append((*values, *figures.values()))
     if not rows:
         raise PipelineError(f"There is no finished run in {folder} to compare.")
     frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})

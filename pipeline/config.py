@@ -6,6 +6,7 @@ import datetime
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
                 raise KeyboardInterrupt from None  # the one exception that Hydra's launcher lets through at once
             failed.append(job)
             print(f"error: {job}: {error}", file=sys.stderr)
+        except Exception:  # a bug costs its own job, not the others and their comparison
+            failed.append(job)
+            traceback.print_exc()
 
     def main() -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, instead of Hydra's own report
@@ -146,13 +150,28 @@ def resolve(config: Any) -> dict[str, Any]:
 
     settings = OmegaConf.to_container(config, resolve=True)
     settings.pop("hydra", None)
+    check(settings)
+    if settings["name"] is not None:
+        settings["name"] = plain_name(str(settings["name"]))
+    return settings
+
+
+def check(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they are, if each is there and in its range; of a command line or of a run's `config.yaml`.
+
+    Raises:
+        PipelineError: One is missing, of the wrong type or out of range.
+    """
+    missing = [key for key in _top_level() if key not in settings]
+    if missing:
+        raise PipelineError(f"The settings lack {', '.join(missing)}.")
     for key, known in CHOICES.items():
         if settings[key] not in known:
             raise PipelineError(
                 f"{key} is {settings[key]!r}; known values: {', '.join(str(k).lower() for k in known)}."
             )
     for key in ("epochs", "batch_size"):
-        if not _is_whole(settings[key]) or settings[key] < 1:
+        if not _is_whole(settings[key]) or not 1 <= settings[key] < 2**31:
             raise PipelineError(f"{key} must be a whole number of at least 1, got {settings[key]!r}.")
     if not _is_whole(settings["seed"]) or not 0 <= settings["seed"] < 2**32:
         raise PipelineError(f"seed must be a whole number from 0 to 2**32 - 1, got {settings['seed']!r}.")
@@ -172,9 +191,14 @@ def resolve(config: Any) -> dict[str, Any]:
     patience = settings["early_stopping"]
     if patience is not None and (not _is_whole(patience) or patience < 1):
         raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
-    if settings["name"] is not None:
-        settings["name"] = plain_name(str(settings["name"]))
     return settings
+
+
+def _top_level() -> list[str]:
+    """The settings of `config.yaml` that belong to no group."""
+    from omegaconf import OmegaConf
+
+    return [key for key in OmegaConf.load(FOLDER / "config.yaml") if key not in ("defaults", "hydra")]
 
 
 def _is_whole(value: Any) -> bool:

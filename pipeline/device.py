@@ -186,7 +186,8 @@ def native_log() -> Path | None:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except OSError:
         return None
-    os.write(log, f"--- {' '.join(sys.argv)} (process {os.getpid()})\n".encode())
+    with contextlib.suppress(OSError):  # a full disk: whatever else has room goes on
+        os.write(log, f"--- {' '.join(sys.argv)} (process {os.getpid()})\n".encode(errors="backslashreplace"))
     try:
         python_uses_stderr = sys.stderr is not None and sys.stderr.fileno() == 2
     except (AttributeError, io.UnsupportedOperation, OSError, ValueError):

@@ -57,8 +57,9 @@ class ModelCard:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             fields = {k: tuple(v) if k in ("input_shape", "mean", "std") else v for k, v in fields.items()}
+            fields["class_names"] = [str(name) for name in fields["class_names"]]
             return cls(**fields)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise PipelineError(f"{path} is no readable model card ({error}); train again: {TRAIN_COMMAND}") from None
 
     def write(self, path: Path) -> None:
@@ -102,17 +103,25 @@ class Run:
         """The resolved configuration the run was trained with."""
         from omegaconf import OmegaConf
 
+        path = self.path / "config.yaml"
         try:
-            return OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
+            settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except Exception as error:  # of the disk's, of OmegaConf's or of YAML's
-            raise PipelineError(f"{self.path / 'config.yaml'} cannot be read ({first_line(error)}).") from None
+            raise PipelineError(f"{path} cannot be read ({first_line(error)}).") from None
+        if not isinstance(settings, dict) or not isinstance(settings.get("dataset"), dict):
+            raise PipelineError(f"{path} is damaged (it names no data set); train again: {TRAIN_COMMAND}")
+        return settings
 
     @property
     def metrics(self) -> dict[str, Any]:
+        path = self.path / "metrics.json"
         try:
-            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+            figures = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PipelineError(f"{self.path / 'metrics.json'} cannot be read ({error}).") from None
+            raise PipelineError(f"{path} cannot be read ({error}).") from None
+        if not isinstance(figures, dict):
+            raise PipelineError(f"{path} is damaged (it holds no table of figures); remove it.")
+        return figures
 
     def load_model(self) -> Any:
         """The trained Keras model: uint8 [N, H, W, C] in, float32 probabilities [N, K] out.
@@ -190,6 +199,17 @@ def below(folder: Path) -> list[Run]:
 
 def set_latest(run: Path) -> None:
     """Point ``runs/latest`` at `run`, in one step."""
+    check_latest()
     link = RUNS / f".latest-{secrets.token_hex(4)}"
-    link.symlink_to(os.path.relpath(run, RUNS), target_is_directory=True)
-    link.replace(LATEST)
+    try:
+        link.symlink_to(os.path.relpath(run, RUNS), target_is_directory=True)
+        link.replace(LATEST)
+    except OSError as error:
+        link.unlink(missing_ok=True)
+        raise files.disk_error(LATEST, error) from None
+
+
+def check_latest() -> None:
+    """Raise `PipelineError` where something else has taken the place of the link ``runs/latest``."""
+    if LATEST.exists() and not LATEST.is_symlink():
+        raise PipelineError(f"{LATEST} is no link but a file or folder of its own; move it away or rename it.")

@@ -15,7 +15,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -189,7 +188,7 @@ def fit(
         raise
     finally:
         bar.close()
-    if loop.workers.is_chief:
+    if loop.workers.is_chief and progress.best_epoch != progress.epoch:  # else the network has them already
         checkpoints.load(checkpoints.best_path(folder / "checkpoints", progress.best_epoch), network.variables)
     listeners.on_train_end()
     return progress
@@ -304,7 +303,7 @@ def resumed(settings: dict[str, Any]) -> dict[str, Any]:
     folder = folder.resolve()
     if (folder / "metrics.json").is_file() and "test_accuracy" in runs.Run(folder).metrics:
         raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
-    kept = runs.Run(folder).config
+    kept = config.check(runs.Run(folder).config)
     kept["resume"], kept["cluster"] = str(folder), settings["cluster"]
     if settings["data_dir"] is not None:
         kept["dataset"]["data_dir"] = settings["data_dir"]
@@ -347,7 +346,9 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
         keeps, logs = settings["resume"] is not None, LOGS / run_name(folder)
         ours = [folder / "checkpoints", folder / "wandb", *([] if logs.exists() else [logs])]
         try:
+            runs.check_latest()
             (folder / "checkpoints").mkdir(exist_ok=True)
+            logs.mkdir(parents=True, exist_ok=True)
             yield folder
             keeps = True
         except PipelineError as error:
@@ -361,7 +362,7 @@ def claimed_folder(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) 
             raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
         except Exception as error:  # TensorFlow's writers, TensorBoard's among them, have errors of their own
             if files.is_full(error):
-                raise with_way_on(files.disk_error(folder, error), folder) from None
+                raise with_way_on(files.disk_error(logs, error), folder) from None
             raise
         finally:
             if not keeps and not has_checkpoint(folder):
@@ -511,13 +512,7 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     print(f"next:\n  python -m export.tflite --run {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
 
 
-def terminated(*_: Any) -> None:
-    """What a polite kill does: it ends like Ctrl-C."""
-    raise KeyboardInterrupt("a signal (SIGTERM)")
-
-
 def main() -> int:
-    signal.signal(signal.SIGTERM, terminated)
     return config.command(main_work, compare.report)()
 
 

@@ -36,7 +36,7 @@ def test_the_command_takes_such_a_folder_too(tmp_path):
         capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert answer.returncode == 2
-    assert answer.stderr.startswith(f"error: There is no folder {tmp_path}/Fotos (Müller, 2024); set data_dir")
+    assert answer.stderr.startswith(f"error: There is no folder {tmp_path}/Fotos (Müller, 2024); name the one")
     assert answer.stderr.count("\n") == 1
 
 

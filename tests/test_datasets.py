@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import logging
+import os
 import shutil
 import tarfile
 import threading
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline import PipelineError, columns, datasets, device, frames
+from pipeline import PipelineError, columns, config, datasets, device, frames
 from pipeline.datasets import archives, cifar10, source
 
 CONFIGURATION = Path(datasets.__file__).parent.parent / "conf" / "dataset"
@@ -294,14 +295,14 @@ def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
 
 def test_different_sizes_ask_for_image_size(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png(2, (10, 6))], "b": greys(3, 4)})
-    with pytest.raises(PipelineError, match=r"001\.png is 10×6 pixels and .*000\.png is 8×8; set dataset\.image_size"):
+    with pytest.raises(PipelineError, match=r"001\.png is 10×6 pixels and .*000\.png is 8×8; set image_size"):
         datasets.load("image_folder", tmp_path)
     assert datasets.load("image_folder", tmp_path, image_size=8).image_shape == (8, 8, 1)
 
 
 def test_mixed_grey_and_colour_ask_for_channels(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png((2, 3, 4))], "b": greys(3, 4)})
-    with pytest.raises(PipelineError, match=r"000\.png is grey and .*001\.png is in colour; set dataset\.channels=3"):
+    with pytest.raises(PipelineError, match=r"000\.png is grey and .*001\.png is in colour; set channels to 3 or 1"):
         datasets.load("image_folder", tmp_path)
     assert datasets.load("image_folder", tmp_path, channels=3).image_shape == (8, 8, 3)
 
@@ -439,6 +440,56 @@ def test_unusable_parquet_says_why(tmp_path, images, labels, options, sentence):
     with pytest.raises(PipelineError) as info:
         datasets.load("parquet", path, **options)
     assert sentence in str(info.value)
+
+
+def parquet_of_structs(path: Path, kind: pa.DataType, values: list, names: object = None, where: object = "x") -> Path:
+    images = [{"bytes": value, "path": where} for value in values]
+    inner = pa.string() if isinstance(where, str) else pa.int64()
+    column = pa.array(images, pa.struct([("bytes", kind), ("path", inner)]))
+    table = pa.table({"image": column, "label": [0, 1] * (len(values) // 2)})
+    if names is not None:
+        features = {"info": {"features": {"label": {"names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, path / "train.parquet")
+    return path
+
+
+def test_texts_in_a_struct_are_no_images_and_no_files_to_open(tmp_path):
+    own_file = tmp_path / "own.png"
+    own_file.write_bytes(png(3))
+    parquet_of_structs(tmp_path, pa.string(), [str(own_file)] * 20)
+    with pytest.raises(PipelineError, match=r"column 'image' of .* is struct<bytes: string.*encoded images \(binary\)"):
+        datasets.load("parquet", tmp_path)
+
+
+@pytest.mark.parametrize("names", [5, {"a": "b"}, [1, 2], {"0": "zero", "1": "one"}])
+def test_odd_class_names_in_the_metadata_stop_nothing(tmp_path, names):
+    parquet_of_structs(tmp_path, pa.binary(), [png(value) for value in range(40)], names, where=7)
+    expected = {list: ["1", "2"], dict: ["zero", "one"]}.get(type(names), ["0", "1"])
+    found = datasets.load("parquet", tmp_path).class_names
+    assert found == (["0", "1"] if names == {"a": "b"} else expected)
+
+
+def test_labels_too_large_for_any_class_are_one_sentence(tmp_path):
+    table = pa.table({"image": [png(value) for value in range(4)], "label": pa.array([2**63 + 5] * 4, pa.uint64())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(PipelineError, match="cannot be read as Parquet"):
+        datasets.load("parquet", tmp_path)
+
+
+def test_a_file_whose_name_is_no_text_is_loaded_like_any_other(tmp_path):
+    folder_of(tmp_path, {"a": greys(*range(20)), "b": greys(*range(100, 120))})
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / "a" / name).write_bytes(png(99))
+    splits = datasets.load("image_folder", tmp_path).splits.values()
+    assert sum(len(split) for split in splits) == 41
+    assert any(source.endswith("\\udcff.png") for split in splits for source in split.sources.to_numpy())
+
+
+@pytest.mark.parametrize("setting", ["+dataset.foo=3", "dataset.image_size=3000000000", "dataset.image_size=[.inf,3]"])
+def test_settings_that_no_data_set_has_or_takes_are_one_sentence(setting):
+    with pytest.raises(PipelineError, match=r"no setting dataset\.foo; there are: name|image_size is .* up to 8000"):
+        datasets.from_settings(config.compose([setting])["dataset"])
 
 
 def test_numbers_and_texts_as_labels_do_not_mix(tmp_path):
@@ -642,7 +693,7 @@ def test_a_failed_download_leaves_nothing(tmp_path, server, page, sentence):
 
 
 def test_no_connection_says_where_to_put_the_file(tmp_path):
-    with pytest.raises(PipelineError, match=r":9/x could not be downloaded .* put it at .*/x\.") as info:
+    with pytest.raises(PipelineError, match=r":9/x could not be downloaded .* put it at .*/x, or name") as info:
         archives.download("http://127.0.0.1:9/x", tmp_path / "x", "md5:0")
     assert info.value.exit_code == 1
 

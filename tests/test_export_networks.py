@@ -34,7 +34,7 @@ def test_every_target_holds_the_network(name, tmp_path, monkeypatch, capsys):
         assert agreement >= (0.97 if target == "int8" else 0.99), (target, agreement)
     narrow = name == "vit_lite"  # of default width: 0.296
     assert artifacts.size(files["int8"]) < (0.5 if narrow else 0.3) * artifacts.size(files["float32"])
-    accuracy = {target: artifacts.recorded(run)[files[target].name]["accuracy"] for target in ("float32", "int8")}
+    accuracy = {target: artifacts.recorded(run)[files[target].name]["test_accuracy"] for target in ("float32", "int8")}
     assert accuracy["int8"] >= accuracy["float32"] - 0.01
     capsys.readouterr()
     Console(width=80).print(artifacts.table(run))

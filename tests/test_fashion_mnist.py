@@ -123,7 +123,7 @@ def test_damaged_gzip_gets_one_sentence(tmp_path, damage):
 
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match=r"file is a file; set data_dir to the folder that holds the fashion_mnist"):
+    with pytest.raises(PipelineError, match=r"file is a file; name the folder that holds the fashion_mnist"):
         datasets.load("fashion_mnist", tmp_path / "file")
     with pytest.raises(PipelineError, match=r"There is no folder .*nowhere"):
         datasets.load("fashion_mnist", tmp_path / "nowhere")

@@ -1,6 +1,7 @@
 """Decoding as a person would see it, and the one resizing."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -225,6 +226,12 @@ def test_too_many_pixels_are_refused_without_a_second_sentence_of_pillows(tmp_pa
     )
     assert "it declares 10000×9500 pixels, more than the 64 megapixels allowed" in answer.stderr
     assert "Warning" not in answer.stderr
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PipelineError, match=r"pipe\.png cannot be read as an image: no regular file"):
+        decode_image(tmp_path / "pipe.png")
 
 
 def test_shrinking_averages():

@@ -1,13 +1,17 @@
 """The commands as a user types them: what they print, where, and with which exit code."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from export import infer, tflite_infer, trt_infer
 from pipeline import PipelineError, runs
@@ -136,6 +140,39 @@ def test_folders_are_searched_to_the_bottom_in_order(workplace):
     expected = ["images/0.png", "images/Upper.PNG", *inner, "images/scan.TIFF"]
     assert list(infer._files(["images"])) == expected
     assert list(infer._files(["images/0.png", "images/0.png"])) == ["images/0.png"] * 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named(workplace, monkeypatch):
+    listed = os.walk
+
+    def walk(top, onerror):
+        onerror(PermissionError(errno.EACCES, "Permission denied", str(workplace / "images" / "closed")))
+        yield from listed(top)
+
+    (workplace / "images" / "closed").mkdir()
+    monkeypatch.setattr(infer.os, "walk", walk)
+    assert list(infer._files(["images"]))[-1] == str(workplace / "images" / "closed")
+
+
+def test_many_classes_on_a_narrow_terminal_keep_their_names(workplace, monkeypatch, capsys):
+    predictor = types.SimpleNamespace(
+        path=Path("model"),
+        class_names=[f"class number {index}" for index in range(10)],
+        top=lambda answer, count: [(f"class number {index}", 0.1) for index in range(count)],
+    )
+    monkeypatch.setattr(infer.cli, "console", lambda: Console(width=80))
+    infer._print_table(predictor, [("folder/picture.png", None)], 10)
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "folder/picture.png" in printed and "…" not in printed
+    assert all(f"class number {index} 10.0%" in printed for index in range(10))
+
+
+def test_output_that_cannot_be_written_is_one_sentence(workplace):
+    command = f"{sys.executable} -m export.tflite_infer images --json > /dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, shell=True, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device.\n"
 
 
 def test_export_tflite_command(workplace, trained_run):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,21 @@ def test_a_damaged_run_is_left_out_of_the_comparison(capsys):
     frame = compare.table(Path("runs"))
     assert list(frame["run"]) == ["whole"] and list(frame["augment"]) == ["standard*"]
     assert "left out hurt: " in capsys.readouterr().err
+
+
+def test_damaged_runs_are_left_out_of_the_comparison(capsys):
+    train.train(config.compose([*SMALL, "name=whole"]))
+    for name, file, content in (
+        ("nothing", "metrics.json", "null"),
+        ("text", "metrics.json", '{"test_accuracy": "high"}'),
+        ("settings", "config.yaml", ""),
+        ("card", "model_card.json", '{"class_names": 5}'),
+    ):
+        shutil.copytree("runs/whole", f"runs/{name}")
+        Path("runs", name, file).write_text(content, encoding="utf-8")
+    assert list(compare.table(Path("runs"))["run"].to_numpy()) == ["whole"]
+    said = capsys.readouterr().err
+    assert said.count("left out") == 4 and all(f"left out {name}: " in said for name in ("nothing", "text", "card"))
 
 
 def test_comparison_of_nothing_is_one_sentence():

@@ -589,7 +589,7 @@ def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_
     printed = capsys.readouterr().out
     assert "ok     worked example" in printed and "XLA" in printed and "of copy" in printed
     kept = json.loads(
-        (tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}.json").read_text(encoding="utf-8")
+        (tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}-options.json").read_text(encoding="utf-8")
     )
     assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32"
     rows = kept["figures"]["operations"]

@@ -430,6 +430,37 @@ def test_a_small_batch_makes_the_evaluation_small_too(batch_size, evaluated, mon
     assert sizes == [evaluated]
 
 
+def test_a_folder_in_the_place_of_latest_is_said_before_training():
+    Path("runs/latest").mkdir(parents=True)
+    with pytest.raises(PipelineError, match="runs/latest is no link but a file or folder of its own; move it away"):
+        train.train(small("name=first"))
+    assert [path.name for path in Path("runs").iterdir()] == ["latest"]
+
+
+def test_logs_that_cannot_be_written_are_said_before_training():
+    Path("logs").write_text("a file", encoding="utf-8")
+    with pytest.raises(PipelineError, match="logs/first cannot be written"):
+        train.train(small("name=first"))
+    assert not Path("runs/first").exists()
+
+
+def test_a_damaged_best_checkpoint_stops_nothing_where_the_last_epoch_was_the_best(monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "finish", lambda *_: 1 / 0)
+        train.train(small("epochs=1", "name=first"))
+    (best,) = Path("runs/first/checkpoints").glob("best-*.npz")
+    best.write_bytes(b"damaged")
+    assert train.train(config.compose(["resume=runs/first"])).metrics["epochs"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "dataset: {}\nepochs: 3", "dataset: 5"])
+def test_a_damaged_configuration_cannot_be_resumed(content):
+    Path("runs/first").mkdir(parents=True)
+    Path("runs/first/config.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"is damaged|settings lack"):
+        train.train(config.compose(["resume=runs/first"]))
+
+
 def test_weights_broken_by_the_last_step_are_no_checkpoint(monkeypatch):
     original = loop.Loop.evaluate
     monkeypatch.setattr(loop.Loop, "evaluate", lambda self, split: {**original(self, split), "loss": float("nan")})
@@ -564,7 +595,7 @@ def test_mistakes_in_the_configuration_are_one_sentence(override, sentence):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("model.dropout=2", "does not take these options"),
+        ("model.dropout=2", "cnn needs a dropout from 0 to below 1, got 2"),
         ("dataset.validation_fraction=0", "validation split is empty"),
         ("dataset=image_folder", "."),
     ],

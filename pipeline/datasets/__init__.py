@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 
 from pipeline import PipelineError, columns, device, frames, is_number
 from pipeline.columns import Rejected, Split
-from pipeline.datasets.images import ImageError, decode_image, fit_image
+from pipeline.datasets.images import MAX_PIXELS, ImageError, decode_image, fit_image
 from pipeline.datasets.source import SPLITS, Settings, Source, check, decode
 
 __all__ = ["Dataset", "ImageError", "Rejected", "Split", "decode_image", "fit_image", "load", "names"]
@@ -149,21 +150,16 @@ def load(
         >>> dataset
         digits: 1,293 train, 145 validation, 359 test images of 32×32×1 in 10 classes
     """
-    if name not in _SOURCES:
+    if not isinstance(name, str) or name not in _SOURCES:
         raise PipelineError(f"There is no data set {name!r}; the known ones are: {', '.join(names())}.")
     if class_names is not None and name != "parquet":
         raise PipelineError(f"class_names is for the data set 'parquet'; {name!r} has class names of its own.")
-    if channels not in (None, 1, 3):
-        raise PipelineError(f"channels is {channels!r}; pass 1 (grey), 3 (RGB), or leave it out.")
-    if not is_number(max_rejected) or not 0 <= max_rejected <= 1:
-        raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1 (0.05 is 5 %).")
+    check_sizes(image_size, channels, limit_per_class, max_rejected)
     for label, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
         if not is_number(fraction) or not 0 <= fraction < 1:
             raise PipelineError(f"{label} is {fraction!r}; pass a share of the images, from 0 to below 1.")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise PipelineError(f"seed is {seed!r}; pass a whole number.")
-    if limit_per_class is not None and (not isinstance(limit_per_class, int) or limit_per_class < 1):
-        raise PipelineError(f"limit_per_class is {limit_per_class!r}; pass a whole number of at least 1.")
     settings = Settings(
         image_size=_size(image_size),
         channels=channels,
@@ -199,6 +195,22 @@ def load(
     )
 
 
+def check_sizes(
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    limit_per_class: int | None = None,
+    max_rejected: float = 0.01,
+) -> None:
+    """Raise `PipelineError` where `load` would refuse one of these, before anything is read."""
+    _size(image_size)
+    if channels not in (None, 1, 3):
+        raise PipelineError(f"channels is {channels!r}; pass 1 (grey), 3 (RGB), or leave it out.")
+    if limit_per_class is not None and (not isinstance(limit_per_class, int) or limit_per_class < 1):
+        raise PipelineError(f"limit_per_class is {limit_per_class!r}; pass a whole number of at least 1.")
+    if not is_number(max_rejected) or not 0 <= max_rejected <= 1:
+        raise PipelineError(f"max_rejected is {max_rejected!r}; pass a share of the images, from 0 to 1 (0.05 is 5 %).")
+
+
 def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     kept, held_out = frames.stratified_split(split.labels, fraction, seed)
     return split.take(kept), split.take(held_out)
@@ -209,11 +221,11 @@ def _size(value: int | Sequence[int] | None) -> tuple[int, int] | None:
         return None
     try:
         height, width = (value, value) if isinstance(value, int) else value
-        if int(height) == height >= 1 and int(width) == width >= 1:
+        if int(height) == height >= 1 and int(width) == width >= 1 and height * width <= MAX_PIXELS:
             return int(height), int(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise PipelineError(f"image_size is {value!r}; pass one number of pixels, or height and width.")
+    raise PipelineError(f"image_size is {value!r}; pass one number of pixels, or height and width, up to 8000.")
 
 
 def _texts(name: str, values: Iterable[str] | None) -> list[str] | None:
@@ -225,6 +237,10 @@ def _texts(name: str, values: Iterable[str] | None) -> list[str] | None:
 def from_settings(settings: Mapping[str, Any], **replaced: Any) -> Dataset:
     """`load` with the settings' group ``dataset``; what is None there or in `replaced` does not count as given."""
     given = {key: value for key, value in settings.items() if value is not None}
+    known = inspect.signature(load).parameters
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise PipelineError(f"There is no setting dataset.{unknown[0]}; there are: {', '.join(known)}.")
     return load(**given | {key: value for key, value in replaced.items() if value is not None})
 
 

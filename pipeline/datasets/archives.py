@@ -248,6 +248,8 @@ def digest_of(paths: Iterable[Path], root: Path) -> str:
         except OSError as error:
             raise PipelineError(f"{path} cannot be read ({error.strerror}).") from None
         result.update(
-            f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode()
+            f"{path.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode(
+                errors="surrogateescape"
+            )
         )
     return result.hexdigest()

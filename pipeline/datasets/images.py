@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
     else:
         name = os.fspath(source)
         try:
+            kind = Path(source).stat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe or a device may never end
+                raise ImageError(name, "no regular file")
             data = Path(source).read_bytes()
         except OSError as error:
             raise ImageError(name, f"{error.strerror or error}".lower()) from None

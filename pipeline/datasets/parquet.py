@@ -58,7 +58,7 @@ def find(folder: Path, *, deep: bool) -> dict[str, list[Path]]:
     nameless = []
     for path in sorted(folder.rglob("*.parquet") if deep else folder.glob("*.parquet")):
         parts = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in parts):
+        if any(part.startswith(".") for part in parts) or not path.is_file():
             continue
         words = [re.split(r"[^a-z]", part.lower())[0] for part in reversed(parts)]
         split = next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
@@ -123,7 +123,10 @@ def _labels(paths: list[Path]) -> list[pa.Array]:
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         if not (text or pa.types.is_integer(kind)):
             raise PipelineError(f"The column {name!r} of {path} is {labels.type}; labels must be integers or strings.")
-        chunks.append(labels.cast(pa.string() if text else pa.int64()).combine_chunks())
+        try:
+            chunks.append(labels.cast(pa.string() if text else pa.int64()).combine_chunks())
+        except pa.ArrowException as error:
+            raise _damaged(path, error) from None
     return chunks
 
 
@@ -148,8 +151,11 @@ def _hugging_face_names(path: Path) -> list[str] | None:
         names = next(features[name] for name in LABEL_COLUMNS if name in features)["names"]
     except (KeyError, ValueError, TypeError, StopIteration):
         return None
-    names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-    return [str(name) for name in names] or None
+    try:
+        names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
+        return [str(name) for name in names] or None
+    except (TypeError, ValueError):
+        return None
 
 
 def _images(paths: list[Path]) -> Iterator[tuple[str, Encoded]]:
@@ -159,7 +165,8 @@ def _images(paths: list[Path]) -> Iterator[tuple[str, Encoded]]:
                 name = _column(path, file.schema_arrow, IMAGE_COLUMNS, "image")
                 kind = file.schema_arrow.field(name).type
                 nested = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-                if not (nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                encoded = kind.field("bytes").type if nested else kind
+                if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
                     raise PipelineError(
                         f"The column {name!r} of {path} is {kind}; it must hold encoded images (binary)."
                     )
@@ -167,7 +174,7 @@ def _images(paths: list[Path]) -> Iterator[tuple[str, Encoded]]:
                 for batch in file.iter_batches(batch_size=256, columns=[name]):
                     for value in batch.column(0).to_pylist():
                         data, inner = (value or {}).get("bytes") if nested else value, (value or {}) if nested else {}
-                        yield inner.get("path") or f"{path.name}#{row}", data
+                        yield str(inner.get("path") or f"{path.name}#{row}"), data
                         row += 1
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from None

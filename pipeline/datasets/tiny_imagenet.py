@@ -12,6 +12,7 @@ Challenge, 2015.
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
 import zlib
 from collections import Counter
@@ -75,6 +76,12 @@ class _Folder:
         return (self._root / name).read_bytes()
 
 
+# Of a damaged archive, an encrypted one, or one packed in a way that Python does not know.
+_UNREADABLE = (
+    OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
 class _Zip:
     """The archive, with the same names."""
 
@@ -118,7 +125,7 @@ def read(files: _Folder | _Zip) -> Contents:
         for name, _ in splits[split]:
             try:
                 yield name, _in_colour(files.read(name))
-            except (OSError, KeyError, zipfile.BadZipFile, zlib.error):
+            except _UNREADABLE:
                 yield name, None
 
     return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded)
@@ -145,7 +152,7 @@ def readable_names(identifiers: list[str], words: str) -> list[str]:
 def _text(files: _Folder | _Zip, name: str) -> str:
     try:
         return files.read(name).decode()
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError):
+    except (*_UNREADABLE, UnicodeDecodeError):
         raise PipelineError(
             f"{files.location} has no readable {name}; get the data set again from {ADDRESS}.", exit_code=1
         ) from None

@@ -33,7 +33,7 @@ def build(
         A `keras.Model`: float [N, H, W, C] to float32 logits [N, K].
 
     Raises:
-        PipelineError: The images are too small for that many stages.
+        PipelineError: The images are too small for that many stages, or the dropout is no fraction.
     """
     import keras
 
@@ -45,6 +45,8 @@ def build(
             f"cnn with {len(stages)} stages needs images of at least {smallest}×{smallest}, got "
             f"{input_shape[0]}×{input_shape[1]}; set image_size or fewer stages."
         )
+    if not 0 <= dropout < 1:
+        raise PipelineError(f"cnn needs a dropout from 0 to below 1, got {dropout}.")
     images = keras.Input(input_shape, name="images")
     x = images
     for stage, widths in enumerate(stages):
