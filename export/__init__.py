@@ -3,3 +3,5 @@
 Every artifact takes uint8 pixels and holds its own normalisation and class names. `export` reads runs, data sets and
 networks, never the training loop.
 """
+
+import pipeline  # noqa: F401  (first of all: Ctrl-C during the imports is a sentence)

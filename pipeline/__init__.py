@@ -1,8 +1,21 @@
 """Image classification that never leaves the GPU, and runs on a laptop without one."""
 
 import math
+import sys
+from types import TracebackType
 
 __version__ = "0.1.0"
+
+
+def _interrupted(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[:1] == ["-m"]:  # python -m looks for one of the commands, whose imports take a second
+    sys.excepthook = _interrupted
 
 
 def first_line(problem: object) -> str:

@@ -198,7 +198,7 @@ def execute(chapter: Chapter, output: Path, parameters: Mapping[str, Any], *, pr
         # TensorFlow's messages go on for pages; the copy has them.
         message = f"{error.ename}: {error.evalue.strip()}".splitlines()[0][:400].rstrip(": .")
         raise PipelineError(
-            f"{file} failed in cell In [{error.exec_count}], `{_first_line(error.source)}`: {message}. {kept}",
+            f"{file} failed in cell In [{error.exec_count}], `{_failing_line(error)}`: {message}. {kept}",
             exit_code=1,
         ) from None
     except nbclient.exceptions.DeadKernelError:
@@ -215,6 +215,15 @@ def execute(chapter: Chapter, output: Path, parameters: Mapping[str, Any], *, pr
         ) from None
     except OSError as error:
         raise files.disk_error(output, error) from None
+
+
+def _failing_line(error: Any) -> str:
+    """The line of the cell at which papermill's error was raised, or the cell's first where the traceback is odd."""
+    said = re.search(r"Cell In ?\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
+    lines = error.source.lstrip("\n").splitlines()  # as IPython counts them
+    if said and 0 < int(said[1]) <= len(lines) and (line := lines[int(said[1]) - 1].strip()):
+        return line
+    return _first_line(error.source)
 
 
 def _first_line(source: str) -> str:

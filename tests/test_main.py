@@ -185,7 +185,7 @@ def test_a_failing_cell_is_named_and_its_copy_kept(capsys):
         "02_bad",
         "a = 1",
         "print('before')",
-        "\n# why\nraise ValueError('the shape is (3,)\\nand so on')",
+        "\n# why\nimport math\nraise ValueError('the shape is (3,)\\nand so on')",
         "print('never')",
     )
     write("03_after", "a = 1", "print('never')")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline import PipelineError, is_number
 
 POOLINGS = ("class_token", "mean")
 
@@ -123,7 +123,7 @@ def _check(
         )
     if width % heads:
         raise PipelineError(f"vit_lite needs a width that its heads divide, got width={width} and heads={heads}.")
-    if mlp_ratio * width < 1:
+    if not is_number(mlp_ratio) or mlp_ratio * width < 1:
         raise PipelineError(f"vit_lite needs an mlp_ratio above 0, got {mlp_ratio}.")
     if pooling not in POOLINGS:
         raise PipelineError(f"vit_lite has no pooling {pooling!r}; known ones: {', '.join(POOLINGS)}.")
