@@ -35,7 +35,7 @@ def image_grid(
     Args:
         images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
         titles: One text above each image; broken into lines as wide as the image, at most `TITLE_LINES`.
-        columns: Images in a row.
+        columns: Images in a row; for fewer images than that the figure is narrower, but as wide as five.
         row_titles: One text left of each row.
         title: One text above all.
         size: Width of an image in inches.
@@ -45,6 +45,7 @@ def image_grid(
         The figure; in a notebook it shows itself as the last value of a cell.
     """
     images = device.to_numpy(images)
+    columns = min(columns, max(5, len(images)))
     rows = max(1, -(-len(images) // columns))
     above = [_title_lines(text, size) for text in titles] if titles is not None else []
     lines = max(map(len, above), default=0)
