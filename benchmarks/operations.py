@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import statistics
-import sys
 from typing import Any
 
 from pipeline import cli, config, datasets, device, ops, results
@@ -67,8 +65,7 @@ def main() -> None:
             figures["runs"].append({"network": network, "way": name, "settings": [*chosen, *way], **run})
             line += f"{run['images_per_second']:>22,.0f}/s"
         print(line, flush=True)
-    name = "operations" if dataset.name == "digits" else f"operations-{dataset.name}"
-    print(f"written to {results.save(name, figures, f'python -m benchmarks.operations {shlex.join(sys.argv[1:])}')}")
+    print(f"written to {results.save('operations', figures)}")
 
 
 if __name__ == "__main__":

@@ -52,9 +52,7 @@ def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
 
 def read_class_names(artifact: Path) -> list[str] | None:
     """Class names from inside the artifact, else from the `model_card.json` of the run it lies in, else None."""
-    with contextlib.suppress(
-        OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile
-    ):
+    with contextlib.suppress(*files.DAMAGED_ZIP, ValueError, TypeError):
         if artifact.is_dir():
             content = (artifact / LABELS).read_bytes()
         else:

@@ -29,6 +29,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_whole(value: object) -> bool:
+    """Whether a setting is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class PipelineError(Exception):
     """A problem the user can act on: its message is one sentence with the value received and the way out.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
         with numpy.load(path, allow_pickle=False) as file:
             progress = Progress(**json.loads(file["progress"].tobytes()))
             arrays = [file[f"{number:05d}"] for number in range(len(file.files) - 1)]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (*files.DAMAGED_ZIP, ValueError, TypeError) as error:
         reason = "damaged" if path.is_file() else first_line(error)
         raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from None
     if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:

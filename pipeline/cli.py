@@ -31,7 +31,7 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as stop:
-        print(f"\nstopped by {stop.args[0] if stop.args else 'Ctrl-C'}", file=sys.stderr)
+        print(f"\nstopped by {stopped_by(stop)}", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone: nothing is left to say
         sys.stderr.close()
@@ -48,6 +48,11 @@ def run(main: Callable[[], int | None]) -> None:
 def terminated(*_: Any) -> None:
     """What a polite kill does: it ends like Ctrl-C."""
     raise KeyboardInterrupt("a signal (SIGTERM)")
+
+
+def stopped_by(stop: KeyboardInterrupt) -> str:
+    """What pressed Ctrl-C: the user, or the signal of `terminated`."""
+    return stop.args[0] if stop.args else "Ctrl-C"
 
 
 def console() -> Any:

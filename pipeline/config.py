@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, is_number
+from pipeline import PipelineError, is_number, is_whole
 
 FOLDER = Path(__file__).parent / "conf"
 CHOICES = {
@@ -171,9 +171,9 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
                 f"{key} is {settings[key]!r}; known values: {', '.join(str(k).lower() for k in known)}."
             )
     for key in ("epochs", "batch_size"):
-        if not _is_whole(settings[key]) or not 1 <= settings[key] < 2**31:
+        if not is_whole(settings[key]) or not 1 <= settings[key] < 2**31:
             raise PipelineError(f"{key} must be a whole number of at least 1, got {settings[key]!r}.")
-    if not _is_whole(settings["seed"]) or not 0 <= settings["seed"] < 2**32:
+    if not is_whole(settings["seed"]) or not 0 <= settings["seed"] < 2**32:
         raise PipelineError(f"seed must be a whole number from 0 to 2**32 - 1, got {settings['seed']!r}.")
     for key in ("label_smoothing", "warmup"):
         if not is_number(settings[key]) or not 0 <= settings[key] < 1:
@@ -189,7 +189,7 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
         if key == "nesterov" and not isinstance(value, bool):
             raise PipelineError(f"optimizer.nesterov must be true or false, got {value!r}.")
     patience = settings["early_stopping"]
-    if patience is not None and (not _is_whole(patience) or patience < 1):
+    if patience is not None and (not is_whole(patience) or patience < 1):
         raise PipelineError(f"early_stopping must be null or a number of epochs of at least 1, got {patience!r}.")
     return settings
 
@@ -199,10 +199,6 @@ def _top_level() -> list[str]:
     from omegaconf import OmegaConf
 
     return [key for key in OmegaConf.load(FOLDER / "config.yaml") if key not in ("defaults", "hydra")]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def plain_name(name: str) -> str:
@@ -227,7 +223,7 @@ def _hint(key: str) -> str:
             return f"this {group} does not have it; +{key}=… adds it."
         near = difflib.get_close_matches(inside, known, n=1)
         return f"did you mean {group}.{near[0]}?" if near else f"known in {group}: {', '.join(known)}."
-    known = [name for name in OmegaConf.load(FOLDER / "config.yaml") if name not in ("defaults", "hydra")]
+    known = _top_level()
     known = [*known, *(name for name in groups if name not in known), "experiment"]
     near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}, and GROUP.KEY (--cfg job)."

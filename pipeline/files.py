@@ -12,14 +12,22 @@ import fcntl
 import glob
 import io
 import json
+import lzma
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline import PipelineError
+
+# What reading a member of a zip archive raises where the archive is damaged, encrypted or packed in an unknown way.
+DAMAGED_ZIP = (
+    OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 class DiskError(PipelineError):

@@ -89,8 +89,7 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run:
                 return runs.Run(folder.resolve())
             return finish(loop, settings, dataset, folder, progress)
         except KeyboardInterrupt as stop:
-            by = stop.args[0] if stop.args else "Ctrl-C"
-            raise PipelineError(f"Stopped by {by}. {how_to_go_on(folder)}", 130) from None
+            raise PipelineError(f"Stopped by {cli.stopped_by(stop)}. {how_to_go_on(folder)}", 130) from None
         except files.DiskError as error:
             raise with_way_on(error, folder) from None
 
@@ -442,7 +441,7 @@ def watching(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -
     from pipeline.augment import gallery
 
     chosen = permutation(settings["seed"], 0, len(dataset.train.labels))[: tracking.GALLERY_IMAGES]
-    sample = dataset.train.images[device.xp().asarray(chosen)]  # folders come a class at a time
+    sample = dataset.train.images[device.to_device(chosen)]  # folders come a class at a time
 
     def confusion() -> numpy.ndarray:
         predictions = loop.evaluate(dataset.validation)["predictions"]

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, columns, device, frames, is_number
+from pipeline import PipelineError, columns, device, frames, is_number, is_whole
 from pipeline.columns import Rejected, Split
 from pipeline.datasets.images import MAX_PIXELS, ImageError, decode_image, fit_image
 from pipeline.datasets.source import SPLITS, Settings, Source, check, decode
@@ -158,7 +158,7 @@ def load(
     for label, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
         if not is_number(fraction) or not 0 <= fraction < 1:
             raise PipelineError(f"{label} is {fraction!r}; pass a share of the images, from 0 to below 1.")
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not is_whole(seed):
         raise PipelineError(f"seed is {seed!r}; pass a whole number.")
     settings = Settings(
         image_size=_size(image_size),

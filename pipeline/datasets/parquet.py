@@ -149,12 +149,9 @@ def _hugging_face_names(path: Path) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = next(features[name] for name in LABEL_COLUMNS if name in features)["names"]
-    except (KeyError, ValueError, TypeError, StopIteration):
-        return None
-    try:
         names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
         return [str(name) for name in names] or None
-    except (TypeError, ValueError):
+    except (KeyError, ValueError, TypeError, StopIteration):
         return None
 
 

@@ -12,9 +12,7 @@ Challenge, 2015.
 from __future__ import annotations
 
 import io
-import lzma
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -26,6 +24,7 @@ from pipeline import PipelineError
 from pipeline.datasets import archives
 from pipeline.datasets.images import ImageError, decode_image, fit_image
 from pipeline.datasets.source import Contents, Encoded, Settings, Source, folder
+from pipeline.files import DAMAGED_ZIP
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 DIGEST = "md5:90528d7ca1a48142e341f4ef8d21d0de"  # of the file there; the site itself publishes none
@@ -76,12 +75,6 @@ class _Folder:
         return (self._root / name).read_bytes()
 
 
-# Of a damaged archive, an encrypted one, or one packed in a way that Python does not know.
-_UNREADABLE = (
-    OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
-
-
 class _Zip:
     """The archive, with the same names."""
 
@@ -125,7 +118,7 @@ def read(files: _Folder | _Zip) -> Contents:
         for name, _ in splits[split]:
             try:
                 yield name, _in_colour(files.read(name))
-            except _UNREADABLE:
+            except DAMAGED_ZIP:
                 yield name, None
 
     return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded)
@@ -152,7 +145,7 @@ def readable_names(identifiers: list[str], words: str) -> list[str]:
 def _text(files: _Folder | _Zip, name: str) -> str:
     try:
         return files.read(name).decode()
-    except (*_UNREADABLE, UnicodeDecodeError):
+    except (*DAMAGED_ZIP, UnicodeDecodeError):
         raise PipelineError(
             f"{files.location} has no readable {name}; get the data set again from {ADDRESS}.", exit_code=1
         ) from None
