@@ -19,6 +19,7 @@ from pipeline import PipelineError, device, first_line
 
 KINDS = ("none", "slurm", "environment")
 LAUNCHER = "PIPELINE_LAUNCHER"  # the variable in which pipeline.workers tells its workers who has started them
+FIRST_PORT = 16000  # of Slurm's jobs: 16 ports each, all below those that Linux hands out by itself
 LOST = 3  # exit code of a worker that ends because another one has
 GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
 
@@ -89,10 +90,8 @@ def connect(kind: str, communication: str = "auto") -> Cluster:
         raise PipelineError(f"cluster={kind} needs the variable {variable}; {way[kind]}.")
     tf = device.tensorflow()
     try:
-        if kind == "slurm":
-            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
-        else:
-            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        resolvers = tf.distribute.cluster_resolver
+        resolver = _slurm_resolver() if kind == "slurm" else resolvers.TFConfigClusterResolver()
         workers = resolver.cluster_spec().as_dict()["worker"]
         hosts = ",".join(sorted({worker.rpartition(":")[0] for worker in workers}))
         # gRPC would take a proxy even to localhost.
@@ -106,6 +105,21 @@ def connect(kind: str, communication: str = "auto") -> Cluster:
         return Cluster(int(resolver.task_id), len(workers), communication)
     except (ValueError, KeyError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise PipelineError(f"cluster={kind} did not come together ({first_line(error)}).", exit_code=1) from None
+
+
+def _slurm_resolver() -> Any:
+    """TensorFlow's resolver for a Slurm job of any number of tasks a node, each with the GPUs that Slurm gave it.
+
+    By itself it counts a node's GPUs with nvidia-smi, and fails where a task sees fewer of them than tasks are there;
+    and it takes the same ports for every job, so that two jobs could not share a node.
+    """
+    try:
+        tasks, job = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ["SLURM_JOB_ID"])
+    except (KeyError, ValueError) as error:
+        raise PipelineError(f"cluster=slurm is for a step of a Slurm job; start it with srun ({error}).") from None
+    return device.tensorflow().distribute.cluster_resolver.SlurmClusterResolver(
+        auto_set_gpu=False, gpus_per_node=tasks, gpus_per_task=1, port_base=FIRST_PORT + 16 * (job % 1024)
+    )
 
 
 def share(batch_size: int, count: int) -> int:

@@ -175,6 +175,20 @@ def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
     assert run.metrics["history"][1]["loss"] < run.metrics["history"][0]["loss"]
 
 
+def each_with(environments, arguments):
+    """Start `python ARGUMENTS` on the CPU, once with each of these additions to the environment."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", **environment},
+        )
+        for environment in environments
+    ]
+
+
 def two_workers(*arguments):
     """Start two processes that TF_CONFIG makes workers of one cluster: `python ARGUMENTS` each."""
     ports = []
@@ -182,21 +196,9 @@ def two_workers(*arguments):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             ports.append(probe.getsockname()[1])
-    addresses = [f"localhost:{port}" for port in ports]
-    workers = []
-    for index in range(2):
-        described = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "TF_CONFIG": described}
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-        )
-    return workers
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    described = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return each_with([{"TF_CONFIG": json.dumps(worker)} for worker in described], arguments)
 
 
 def test_two_workers_share_each_batch_and_hold_the_same_weights():
@@ -226,6 +228,27 @@ def test_two_workers_share_each_batch_and_hold_the_same_weights():
     assert (first, second) == ("0", "1")
     assert seen == also_seen
     assert seen[-2:] == ["1", "True"]  # the second waited for the first
+
+
+def test_two_tasks_of_slurm_on_one_node_train_together():
+    """With the variables that a step of two tasks on one node has, whatever GPUs nvidia-smi knows of."""
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    workers = each_with(
+        [{**step, "SLURM_PROCID": str(index)} for index in range(2)],
+        ["-m", "pipeline.train", "cluster=slurm", *SMALL, "name=pair"],
+    )
+    (printed, problems), (silent, also_silent) = (worker.communicate(timeout=240) for worker in workers)
+    assert [worker.returncode for worker in workers] == [0, 0], (problems, also_silent)
+    assert "test accuracy" in printed and (silent, also_silent) == ("", "")
+    alone = subprocess.run(
+        [sys.executable, "-m", "pipeline.train", "cluster=slurm", *SMALL, "name=pair"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "SLURM_PROCID": "0"},
+    )
+    assert alone.returncode == 2
+    assert "cluster=slurm is for a step of a Slurm job; start it with srun ('SLURM_STEP_NUM_TASKS')" in alone.stderr
 
 
 def test_two_workers_that_are_killed_go_on_together():
