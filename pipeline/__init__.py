@@ -18,10 +18,17 @@ if sys.argv[:1] == ["-m"]:  # python -m looks for one of the commands, whose imp
     sys.excepthook = _interrupted
 
 
+_BEFORE_THE_CAUSE = ("Graph execution error", "Detected at node", "<stack traces unavailable>", 'File "')
+
+
 def first_line(problem: object) -> str:
-    """The first line of an error or of a program's output, for a sentence about it; at most 200 characters."""
+    """The first line of an error or of a program's output, for a sentence about it; at most 200 characters.
+
+    What TensorFlow says before the cause of an error in a graph is passed over.
+    """
     lines = str(problem).strip().splitlines() or [type(problem).__name__ if isinstance(problem, Exception) else ""]
-    return lines[0].strip()[:200].rstrip(".")
+    telling = (line.strip() for line in lines if line.strip() and not line.strip().startswith(_BEFORE_THE_CAUSE))
+    return next(telling, lines[0].strip())[:200].rstrip(".")
 
 
 def is_number(value: object) -> bool:

@@ -4,12 +4,14 @@
     cluster=environment    # the variable TF_CONFIG names the workers
 
 TensorFlow's own cluster resolvers find the workers and its collective operations (NCCL or gRPC) add the gradients. A
-training step then is: gradients (compiled by XLA where it is on), one sum over all workers of one flat buffer, update.
+training step then is: gradients in one flat buffer, its sum over all workers, update; XLA, where it is on, compiles the
+first and the last of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -51,17 +53,25 @@ class Cluster:
         """
         if self.count == 1:
             return list(tensors)
+        return self.shared_out(self.sum(self.packed(tensors), key), tensors)
+
+    def packed(self, tensors: Sequence[Any]) -> Any:
+        """One float32 buffer of all tensors, [sum of their sizes]; XLA can compile it."""
         tf = device.tensorflow()
-        flat = tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
-        total = tf.raw_ops.CollectiveReduceV2(
-            input=flat, group_size=self.count, group_key=GROUP_KEY, instance_key=key, ordering_token=[],
+        return tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
+
+    def sum(self, packed: Any, key: int) -> Any:
+        """A buffer added up over all workers; nothing that XLA can compile."""
+        return device.tensorflow().raw_ops.CollectiveReduceV2(
+            input=packed, group_size=self.count, group_key=GROUP_KEY, instance_key=key, ordering_token=[],
             merge_op="Add", final_op="Id", communication_hint=self.communication,
         )  # fmt: skip
-        sizes = [tensor.shape.num_elements() for tensor in tensors]
-        parts = tf.split(total / self.count, sizes)
-        return [
-            tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)
-        ]
+
+    def shared_out(self, total: Any, like: Sequence[Any]) -> list[Any]:
+        """The means, from the sum of `packed` buffers, with the shapes and dtypes of `like`; XLA can compile it."""
+        tf = device.tensorflow()
+        parts = tf.split(total / self.count, [math.prod(tensor.shape) for tensor in like])
+        return [tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
 
     def meet(self) -> None:
         """Wait for all workers: one that leaves early is a lost one to the others."""

@@ -263,10 +263,13 @@ def _training_graph(
             scaled = scaler.scaled(penalised)
         correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
         images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
-        return tape.gradient(scaled, variables), loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
+        gradients = tape.gradient(scaled, variables)
+        sums = loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
+        return gradients if alone else workers.packed(gradients), *sums
 
     @tf.function(jit_compile=xla and not alone)
     def update(gradients: Any) -> None:
+        gradients = gradients if alone else workers.shared_out(gradients, variables)
         optimizer.apply(scaler.restored(gradients), variables)
 
     @tf.function(jit_compile=xla and alone)
@@ -274,7 +277,7 @@ def _training_graph(
         total, correct = tf.constant(0.0), tf.constant(0.0)
         for step in tf.range(tf.shape(images)[0]):
             gradients, loss, hits = gradients_of(images[step], labels[step])
-            update(workers.average(gradients, key=1))
+            update(gradients if alone else workers.sum(gradients, key=1))
             total, correct = total + loss, correct + hits
         return total, correct
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, cli, device
+from pipeline import PipelineError, cli, device, first_line
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -99,3 +99,20 @@ def test_commands_end_with_a_code_and_a_sentence(work, code, message, capsys):
     with pytest.raises(SystemExit) as end:
         cli.run(main)
     assert (end.value.code, capsys.readouterr().err) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "problem, line",
+    [
+        ("one\ntwo", "one"),
+        (ValueError(), "ValueError"),
+        (
+            "Graph execution error:\n\nDetected at node pool defined at (most recent call last):\n"
+            '  File "train.py", line 1, in main\n\nMaxPool has no deterministic gradient.\n\t [[{{node pool}}]]',
+            "MaxPool has no deterministic gradient",
+        ),
+        ("Graph execution error:\n", "Graph execution error:"),
+    ],
+)
+def test_the_telling_line_of_an_error(problem, line):
+    assert first_line(problem) == line
