@@ -15,7 +15,9 @@ import time
 from benchmarks import check_names
 from pipeline import PipelineError, cli, device
 
-PRESETS = ("highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit")
+PRESETS = (
+    "highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu", "fashion_vit",
+)  # fmt: skip
 QUESTIONS = {
     "augment": ["benchmarks.augment"],
     "train": ["benchmarks.train", "--data-dir", "DATA"],
@@ -31,7 +33,7 @@ QUESTIONS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(QUESTIONS)}")
-    parser.add_argument("--data-dir", help="where CIFAR-10 and Tiny ImageNet are, or are downloaded to")
+    parser.add_argument("--data-dir", help="where CIFAR-10, Tiny ImageNet and Fashion-MNIST are, or are downloaded to")
     arguments = parser.parse_args()
     check_names("benchmark", arguments.names, QUESTIONS)
     chosen = arguments.names or [name for name in QUESTIONS if name != "workers" or device.gpu_count() > 1]
