@@ -184,7 +184,7 @@ def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> f
 
 def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
     """Put one artifact's measurements into the run's `export.json`, leaving the others' as they are."""
-    path = run.export_dir / "export.json"
+    path = run.make_export_dir() / "export.json"
     with files.held(path.parent):
         files.write_json(path, {**_read_json(path), artifact.name: measured})
 

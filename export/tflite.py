@@ -43,7 +43,7 @@ def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
     paths = {}
     for precision in PRECISIONS:
         calibration = artifacts.calibration_images(dataset, CALIBRATION_IMAGES) if precision == "int8" else None
-        path = run.export_dir / f"model_{precision}.tflite"
+        path = run.make_export_dir() / f"model_{precision}.tflite"
         files.write(path, artifacts.with_labels(convert(model, precision, calibration), run.card))
         artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
         paths[precision] = path

@@ -86,13 +86,20 @@ class Run:
 
     @property
     def export_dir(self) -> Path:
-        """Where exported artifacts go; made when first asked for."""
-        folder = self.path / "export"
+        """Where exported artifacts are; the folder is there once something was exported."""
+        return self.path / "export"
+
+    def make_export_dir(self) -> Path:
+        """`export_dir`, made where it is not there yet.
+
+        Raises:
+            PipelineError: It cannot be made.
+        """
         try:
-            folder.mkdir(exist_ok=True)
+            self.export_dir.mkdir(exist_ok=True)
         except OSError as error:
-            raise files.disk_error(folder, error) from None
-        return folder
+            raise files.disk_error(self.export_dir, error) from None
+        return self.export_dir
 
     @property
     def card(self) -> ModelCard:

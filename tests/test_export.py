@@ -129,15 +129,24 @@ def test_export_json_holds_what_is_there(exported_run, digit_images):
 def test_deleted_artifact_leaves_the_table(run):
     measured = dict(size_bytes=1, test_accuracy=1.0, agreement=1.0, latency_ms=1.0, images_per_second=1.0)
     for name in ("model_int8.tflite", "model_float16.tflite"):
-        (run.export_dir / name).write_bytes(b"x")
+        (run.make_export_dir() / name).write_bytes(b"x")
         artifacts.record(run, run.export_dir / name, measured)
     (run.export_dir / "model_int8.tflite").unlink()
     assert list(artifacts.recorded(run)) == ["model_float16.tflite"]
     assert artifacts.table(run).row_count == 1
 
 
+def test_reading_a_run_without_exports_makes_nothing(trained_run, tmp_path):
+    shutil.copytree(trained_run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("export"))
+    bare = runs.Run(tmp_path / "bare")
+    before = sorted(path.name for path in bare.path.iterdir())
+    assert artifacts.recorded(bare) == {}
+    assert Predictor.load(bare.path).class_names == list("0123456789")
+    assert sorted(path.name for path in bare.path.iterdir()) == before and not bare.export_dir.exists()
+
+
 def test_damaged_export_json_is_made_again(run):
-    (run.export_dir / "export.json").write_text('{"model.ke', encoding="utf-8")
+    (run.make_export_dir() / "export.json").write_text('{"model.ke', encoding="utf-8")
     artifacts.record(run, run.model_path, {"size_bytes": 3})
     assert json.loads((run.export_dir / "export.json").read_text(encoding="utf-8")) == {
         "model.keras": {"size_bytes": 3}
@@ -288,7 +297,7 @@ def test_convert_says_what_is_wrong(run):
 
 def test_dark_training_images_do_not_narrow_the_pixels_range(run, digit_images):
     """Calibrated on images that never reach 255, the file still takes pixels as they are."""
-    path = run.export_dir / "dark.tflite"
+    path = run.make_export_dir() / "dark.tflite"
     path.write_bytes(tflite.convert(run.load_model(), "int8", digit_images[0][:20] // 2))
     assert interpreter(path).get_input_details()[0]["quantization"] == (1.0, 0)
 
