@@ -25,7 +25,7 @@ QUESTIONS = {
     "operations": ["benchmarks.operations"],
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
     **{name: ["benchmarks.transcripts", name, "--data-dir", "DATA"] for name in ("pipeline", "trt_infer")},
-    "test_gpu": ["benchmarks.transcripts", "test_gpu"],
+    "test_gpu": ["benchmarks.transcripts", "test_gpu", "--workers", "4"],
     "workers": ["benchmarks.workers", "--data-dir", "DATA"],
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def main() -> None:
             f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s",
             flush=True,
         )
-        path = results.save(f"experiment-{name}", run, f"python -m benchmarks.experiments {' '.join(sys.argv[1:])}")
+        path = results.save(f"experiment-{name}", run, results.running("benchmarks.experiments", name))
         draw([run], path.with_suffix(".png"))
         print(f"written to {path}")
 

@@ -20,8 +20,8 @@ from typing import Any
 from pipeline import PipelineError, device, first_line
 
 KINDS = ("none", "slurm", "environment")
-LAUNCHER = "PIPELINE_LAUNCHER"  # the variable in which pipeline.workers tells its workers who has started them
-FIRST_PORT = 16000  # of Slurm's jobs: 16 ports each, all below those that Linux hands out by itself
+LAUNCHER = "PIPELINE_LAUNCHER"  # the variable that tells workers by which command all of them were started
+FIRST_PORT, TASKS_A_NODE = 16000, 16  # of Slurm's job steps: 16 ports each, all below those that Linux hands out
 LOST = 3  # exit code of a worker that ends because another one has
 GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
 
@@ -94,15 +94,16 @@ def connect(kind: str, communication: str = "auto") -> Cluster:
         raise PipelineError(f"cluster is {kind!r}; known values: {', '.join(KINDS)}.")
     if kind == "none":
         return Cluster()
-    variable = {"slurm": "SLURM_PROCID", "environment": "TF_CONFIG"}[kind]
-    if variable not in os.environ:
-        way = {"slurm": "start it with srun (scripts/slurm.sh)", "environment": "set it in every worker's environment"}
-        raise PipelineError(f"cluster={kind} needs the variable {variable}; {way[kind]}.")
+    if kind == "environment" and "TF_CONFIG" not in os.environ:
+        raise PipelineError("cluster=environment needs the variable TF_CONFIG; set it in every worker's environment.")
     tf = device.tensorflow()
     try:
         resolvers = tf.distribute.cluster_resolver
         resolver = _slurm_resolver() if kind == "slurm" else resolvers.TFConfigClusterResolver()
-        workers = resolver.cluster_spec().as_dict()["worker"]
+        jobs = resolver.cluster_spec().as_dict()
+        if set(jobs) != {"worker"}:
+            raise PipelineError(f"cluster={kind} describes {', '.join(jobs)}; every process must be a worker.")
+        workers = jobs["worker"]
         hosts = ",".join(sorted({worker.rpartition(":")[0] for worker in workers}))
         # gRPC would take a proxy even to localhost.
         around = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy"))  # noqa: SIM112
@@ -118,17 +119,32 @@ def connect(kind: str, communication: str = "auto") -> Cluster:
 
 
 def _slurm_resolver() -> Any:
-    """TensorFlow's resolver for a Slurm job of any number of tasks a node, each with the GPUs that Slurm gave it.
+    """The workers of a step of a Slurm job, any number of tasks a node, each with the GPUs that Slurm gave it.
 
-    By itself it counts a node's GPUs with nvidia-smi, and fails where a task sees fewer of them than tasks are there;
-    and it takes the same ports for every job, so that two jobs could not share a node.
+    TensorFlow reads Slurm's variables. Its `SlurmClusterResolver` does more with them than is right here: it sorts the
+    nodes as text, where Slurm numbers the tasks in the order of the list (node9 before node10); it fails where a task
+    sees fewer GPUs than tasks share its node; and it takes the same ports for every job.
+
+    Raises:
+        PipelineError: This is no step of a Slurm job, or too many tasks share a node.
     """
+    tf = device.tensorflow()
+    from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver as slurm
+
     try:
-        tasks, job = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ["SLURM_JOB_ID"])
+        rank, job, step = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "JOB_ID", "STEP_ID"))
+        hosts = slurm.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+        tasks = slurm.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
     except (KeyError, ValueError) as error:
-        raise PipelineError(f"cluster=slurm is for a step of a Slurm job; start it with srun ({error}).") from None
-    return device.tensorflow().distribute.cluster_resolver.SlurmClusterResolver(
-        auto_set_gpu=False, gpus_per_node=tasks, gpus_per_task=1, port_base=FIRST_PORT + 16 * (job % 1024)
+        raise PipelineError(
+            f"cluster=slurm is for a step of a Slurm job; start it with srun, as scripts/slurm.sh does ({error})."
+        ) from None
+    if max(tasks) > TASKS_A_NODE:
+        raise PipelineError(f"{max(tasks)} tasks share a node; cluster=slurm takes up to {TASKS_A_NODE}.")
+    port = FIRST_PORT + TASKS_A_NODE * ((31 * job + step) % 1024)
+    workers = [f"{host}:{port + task}" for host, count in zip(hosts, tasks, strict=True) for task in range(count)]
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": workers}), task_type="worker", task_id=rank, rpc_layer="grpc"
     )
 
 

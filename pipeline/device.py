@@ -72,7 +72,7 @@ def prepare() -> None:
 
 
 def gpu_requested() -> bool:
-    """Whether the environment allows a GPU: ``PIPELINE_DEVICE`` is not ``cpu`` and the driver's library loads."""
+    """Whether the environment allows a GPU: ``PIPELINE_DEVICE`` is not ``cpu`` and this process sees a GPU."""
     choice = os.environ.get("PIPELINE_DEVICE", "auto")
     if choice not in ("auto", "cpu", "gpu"):
         raise PipelineError(f"PIPELINE_DEVICE is {choice!r}; set it to auto, cpu or gpu.")
@@ -80,7 +80,9 @@ def gpu_requested() -> bool:
         return False
     found = _driver_gpus() > 0
     if choice == "gpu" and not found:
-        raise PipelineError("PIPELINE_DEVICE is gpu, but no NVIDIA driver (libcuda.so.1) was found on this machine.")
+        raise PipelineError(
+            "PIPELINE_DEVICE is gpu, but no NVIDIA GPU was found (no driver, or CUDA_VISIBLE_DEVICES hides it)."
+        )
     return found
 
 

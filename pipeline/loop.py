@@ -98,7 +98,7 @@ class Loop:
             PipelineError: The loss is not finite any more, or the device's memory is too small.
         """
         count = len(split.labels)
-        batch = min(self.batch_size, count)
+        batch = min(self.batch_size, count - count % self.workers.count)
         order = permutation(self.seed, epoch, count)[: count - count % batch]
         if self.workers.count > 1:
             order, batch = self._share(order, batch)
@@ -110,7 +110,7 @@ class Loop:
             loss, correct, done = loss + shard_loss, correct + shard_correct, done + size
             self.check_finite(shard_loss, epoch)
             if progress is not None:
-                progress(size, loss / done)
+                progress(size * self.workers.count, loss / done)
         if self.workers.count > 1:
             loss, correct, done = self._meet(loss, correct, done)
         seconds = time.perf_counter() - started
@@ -139,6 +139,18 @@ class Loop:
         for variable, mean in zip(moving, means[1:], strict=True):
             variable.assign(mean)
         return [float(mean) * self.workers.count for mean in means[0]]
+
+    def agreed(self, figures: dict[str, Any]) -> dict[str, float]:
+        """The numbers among `evaluate`'s figures, their means over all workers.
+
+        Each worker measures by itself, and kernels chosen apart may round otherwise; what is decided by the figures,
+        early stopping for one, must be decided alike, or one worker would wait for another that has stopped.
+        """
+        numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+        if self.workers.count == 1:
+            return numbers
+        (means,) = self.workers.average([device.tensorflow().constant(list(numbers.values()))], key=4)
+        return dict(zip(numbers, (float(mean) for mean in means), strict=True))
 
     def evaluate(self, split: Any) -> dict[str, Any]:
         """Loss and accuracy without augmentation, and the predicted classes.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
-import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     machine = device.describe()
     options = {word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")} - NEUTRAL
     path = FOLDER / f"{name}-{machine['device']}{'-options' if options else ''}.json"
-    command = command or f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     content = {
-        "command": re.sub(r"(--data-dir[ =])\S+", r"\1DATA", command),  # where it lay there says nothing elsewhere
+        "command": command or running(f"benchmarks.{name}"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "figures": figures,
@@ -46,6 +44,19 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def running(module: str, *names: str) -> str:
+    """The running command as a result keeps it: `names` in place of its own, and no path to the data.
+
+    Args:
+        module: For example "benchmarks.train".
+        names: What it was asked for by name, where only this part of its answer is kept.
+    """
+    given = sys.argv[1:]
+    options = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
+    words = [*names, *given[options:]] if names else given
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "--data-dir":
+            word = "DATA"
+        shown.append("--data-dir=DATA" if word.startswith("--data-dir=") else word)
+    return shlex.join(["python", "-m", module, *shown])

@@ -95,12 +95,14 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run |
         except files.DiskError as error:
             raise with_way_on(error, folder) from None
         except Exception as error:
-            way_on = how_to_go_on(folder) if has_checkpoint(folder) else "No epoch was finished; start it again."
-            if workers.communication == "nccl" and (line := cluster.nccl_line(error)) is not None:
-                raise PipelineError(f"NCCL failed ({line}); set communication=ring. {way_on}", exit_code=1) from None
-            if not cluster.is_lost_worker(error, workers):
+            line = cluster.nccl_line(error) if workers.communication == "nccl" else None
+            if line is None and not cluster.is_lost_worker(error, workers):
                 raise
-            if run is None:
+            if run is None:  # else it is finished, and only the farewell has failed
+                way_on = how_to_go_on(folder) if has_checkpoint(folder) else "No epoch was finished; start it again."
+                if line is not None:
+                    around = "if no other worker has ended, set communication=ring"
+                    raise PipelineError(f"NCCL failed ({line}); {around}. {way_on}", exit_code=1) from None
                 gone = f"Another worker of this training is gone. {way_on}"
                 raise PipelineError(gone, exit_code=cluster.LOST) from None
         return run
@@ -188,7 +190,7 @@ def fit(
             bar.start_epoch(epoch)
             listeners.on_epoch_begin(epoch)
             logs = loop.train_epoch(dataset.train, epoch, bar.advance)
-            validation = loop.evaluate(dataset.validation)
+            validation = loop.agreed(loop.evaluate(dataset.validation))
             loop.check_finite(validation["loss"], epoch)  # the last step's weights no training loss has seen
             logs.update(val_loss=validation["loss"], val_accuracy=validation["accuracy"])
             if network.output_shape[-1] > TOP5_ABOVE_CLASSES:
@@ -502,8 +504,8 @@ def run_name(folder: Path) -> str:
 
 def how_to_go_on(folder: Path) -> str:
     finished = "Finished epochs are kept; go" if has_checkpoint(folder) else "Go"
-    command = os.environ.get(cluster.LAUNCHER, "pipeline.train")
-    return f"{finished} on with: python -m {command} resume={shlex.quote(os.path.relpath(folder))}"
+    command = os.environ.get(cluster.LAUNCHER, "python -m pipeline.train")
+    return f"{finished} on with: {command} resume={shlex.quote(os.path.relpath(folder))}"
 
 
 def _callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:

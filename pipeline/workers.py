@@ -15,6 +15,7 @@ import datetime
 import functools
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -29,6 +30,7 @@ from pipeline import PipelineError, cli, cluster, config, device
 
 SECONDS_TO_FOLLOW = 5  # what stops one worker mostly stops the others, each by itself
 SECONDS_TO_STOP = 10  # after a polite kill: who waits for another worker inside TensorFlow does not hear it
+PORTS = range(20000, 32768)  # below those that Linux hands out by itself
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
@@ -42,11 +44,7 @@ def environments(count: int) -> list[dict[str, str]]:
     if gpus and count > gpus:
         raise PipelineError(f"{count} workers need a GPU each, and this machine has {gpus}; set PIPELINE_DEVICE=cpu.")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(gpu) for gpu in range(gpus))).split(",")
-    with contextlib.ExitStack() as held:  # all at once, so that no two are the same
-        ports = [held.enter_context(socket.socket()) for _ in range(count)]
-        for port in ports:
-            port.bind(("localhost", 0))
-        addresses = [f"localhost:{port.getsockname()[1]}" for port in ports]
+    addresses = [f"localhost:{port}" for port in _free_ports(count)]
     described = [
         {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})}
         for index in range(count)
@@ -55,6 +53,18 @@ def environments(count: int) -> list[dict[str, str]]:
         for index, environment in enumerate(described):
             environment["CUDA_VISIBLE_DEVICES"] = visible[index]
     return described
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now, and that Linux hands to nobody else before the workers take them."""
+    free: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(free) == count:
+            break
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", port))
+            free.append(port)
+    return free
 
 
 def start(count: int, overrides: Sequence[str]) -> int:
@@ -85,7 +95,7 @@ def start(count: int, overrides: Sequence[str]) -> int:
         workers: list[subprocess.Popen[Any]] = []
         try:
             for index, environment in enumerate(environments(count)):
-                environment = {**os.environ, **environment, cluster.LAUNCHER: f"pipeline.workers {count}"}
+                environment = {**os.environ, **environment, cluster.LAUNCHER: f"python -m pipeline.workers {count}"}
                 silent = {"stdout": subprocess.DEVNULL, "stderr": problems[index]} if index else {}
                 workers.append(subprocess.Popen(command, env=environment, preexec_fn=die_with_me, **silent))
             codes = _wait(workers)
@@ -113,9 +123,10 @@ def _verdict(codes: Sequence[int | None], problems: Sequence[Any]) -> int:
     """
     if codes[0] == 0:  # the run is finished, whatever became of the others
         return 0
-    failed = next((index for index, code in enumerate(codes) if code not in (0, None, cluster.LOST)), None)
-    if failed is None:
+    causes = [index for index, code in enumerate(codes) if code not in (0, None, cluster.LOST)]
+    if not causes:
         return 1
+    failed = min(causes, key=lambda index: codes[index] > 0)  # who was killed first: the others have failed of it
     problems[failed].seek(0)
     sys.stderr.write(problems[failed].read().decode(errors="backslashreplace"))
     if codes[failed] < 0:
@@ -124,17 +135,16 @@ def _verdict(codes: Sequence[int | None], problems: Sequence[Any]) -> int:
 
 
 def _wait(workers: Sequence[subprocess.Popen[Any]]) -> list[int | None]:
-    """Wait until all have ended well, or one has not and the others have had a while to follow it.
+    """Wait until the first has ended, or another one not well, and the others have had a while to follow it.
 
     Returns:
         The exit code of each; None for one that still runs.
     """
     codes = [worker.poll() for worker in workers]
-    while None in codes and not any(codes):
+    while codes[0] is None and not any(codes):
         time.sleep(0.2)
         codes = [worker.poll() for worker in workers]
-    if any(codes):
-        _end_within(SECONDS_TO_FOLLOW, workers)
+    _end_within(SECONDS_TO_FOLLOW, workers)
     return [worker.poll() for worker in workers]
 
 

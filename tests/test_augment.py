@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -352,7 +354,7 @@ def test_benchmark_figures_are_kept_with_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     figures = benchmarks.augment.measure(64, (8, 8, 3), 2)
     path = results.save("augment", figures, "python -m benchmarks.augment --images 64")
-    kept = results.load(path)
+    kept = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == f"augment-{device.describe()['device']}.json"
     assert kept["command"] == "python -m benchmarks.augment --images 64"
     assert kept["machine"]["packages"]["numba"]

@@ -55,6 +55,16 @@ def test_a_quick_look_replaces_no_result(tmp_path, monkeypatch):
         assert results.save("speed", {"figure": 1}) == tmp_path / name
 
 
+def test_a_result_names_its_command_and_no_path_to_the_data(monkeypatch):
+    given = ["one", "two", "--data-dir", "my data", "--set", "model.stages=[[8],[16]]"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *given])
+    options = "--data-dir DATA --set 'model.stages=[[8],[16]]'"
+    assert results.running("benchmarks.speed") == f"python -m benchmarks.speed one two {options}"
+    assert results.running("benchmarks.speed", "two") == f"python -m benchmarks.speed two {options}"
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--data-dir=my data"])
+    assert results.running("benchmarks.speed") == "python -m benchmarks.speed --data-dir=DATA"
+
+
 def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
     import benchmarks.__main__ as everything
 

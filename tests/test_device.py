@@ -37,7 +37,7 @@ def test_unknown_choice_and_missing_gpu_are_one_sentence(monkeypatch):
         device.gpu_requested()
     monkeypatch.setenv("PIPELINE_DEVICE", "gpu")
     monkeypatch.setattr(device, "_driver_gpus", lambda: 0)
-    with pytest.raises(PipelineError, match="no NVIDIA driver"):
+    with pytest.raises(PipelineError, match="no NVIDIA GPU was found"):
         device.gpu_requested()
 
 

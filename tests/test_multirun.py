@@ -232,8 +232,8 @@ def test_two_workers_share_each_batch_and_hold_the_same_weights():
 
 def test_two_tasks_of_slurm_on_one_node_train_together():
     """With the variables that a step of two tasks on one node has, whatever GPUs nvidia-smi knows of."""
-    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
-    step |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0"}
+    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
     workers = each_with(
         [{**step, "SLURM_PROCID": str(index)} for index in range(2)],
         ["-m", "pipeline.train", "cluster=slurm", *SMALL, "name=pair"],
@@ -248,7 +248,41 @@ def test_two_tasks_of_slurm_on_one_node_train_together():
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "SLURM_PROCID": "0"},
     )
     assert alone.returncode == 2
-    assert "cluster=slurm is for a step of a Slurm job; start it with srun ('SLURM_STEP_NUM_TASKS')" in alone.stderr
+    assert (
+        "cluster=slurm is for a step of a Slurm job; start it with srun, as scripts/slurm.sh does ('SLURM_JOB_ID')"
+        in alone.stderr
+    )
+
+
+def test_tasks_of_slurm_are_numbered_in_the_order_of_its_list(monkeypatch):
+    from pipeline import cluster
+
+    step = {"PROCID": "2", "JOB_ID": "7", "STEP_ID": "1", "STEP_NODELIST": "gpu[9-10]", "STEP_TASKS_PER_NODE": "2,1"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    resolver = cluster._slurm_resolver()
+    workers = resolver.cluster_spec().as_dict()["worker"]
+    assert [worker.partition(":")[0] for worker in workers] == ["gpu9", "gpu9", "gpu10"]
+    assert resolver.task_id == 2
+    assert len({worker.partition(":")[2] for worker in workers[:2]}) == 2
+    monkeypatch.setenv("SLURM_STEP_ID", "2")  # another step of the job, on the same nodes
+    assert not set(workers) & set(cluster._slurm_resolver().cluster_spec().as_dict()["worker"])
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "17,1")
+    with pytest.raises(PipelineError, match="17 tasks share a node; cluster=slurm takes up to 16"):
+        cluster._slurm_resolver()
+
+
+def test_what_workers_decide_by_is_the_same_for_all(monkeypatch):
+    """As each measures by itself, early stopping could end one of two and leave the other waiting."""
+    from pipeline import cluster, datasets
+
+    dataset = datasets.load("digits", limit_per_class=40)
+    loop = train.build_loop(config.compose(SMALL), dataset, cluster.Cluster(0, 2))
+    other = {"loss": 0.5, "accuracy": 0.75, "top5": 1.0}
+    both = device.tensorflow().constant(list(other.values()))
+    monkeypatch.setattr(cluster.Cluster, "sum", lambda workers, packed, key: packed + both)
+    agreed = loop.agreed({"loss": 1.5, "accuracy": 0.25, "top5": 1.0, "predictions": [3, 4]})
+    assert agreed == {"loss": 1.0, "accuracy": 0.5, "top5": 1.0}
 
 
 def test_two_workers_that_are_killed_go_on_together():
@@ -362,7 +396,7 @@ def test_what_nccl_refuses_is_a_sentence_with_the_way_around_it(monkeypatch):
     monkeypatch.setattr(train.cluster, "connect", lambda *_: train.cluster.Cluster(0, 2, "nccl"))
     settings = config.compose([*SMALL, "name=pair"])
     with pytest.raises(
-        PipelineError, match=r"NCCL failed \(NCCL: unhandled cuda error\); set communication=ring\. No epoch"
+        PipelineError, match=r"NCCL failed \(NCCL: unhandled cuda error\); .* set communication=ring\. No epoch"
     ):
         train.train(settings)
     monkeypatch.setattr(train.cluster, "connect", lambda *_: train.cluster.Cluster(0, 2, "ring"))
@@ -378,3 +412,22 @@ def test_cluster_without_its_description_is_one_sentence(monkeypatch):
         cluster.connect("environment")
     with pytest.raises(PipelineError, match="known values: none, slurm, environment"):
         cluster.connect("kubernetes")
+    described = {
+        "cluster": {"chief": ["localhost:1"], "worker": ["localhost:2"]},
+        "task": {"type": "chief", "index": 0},
+    }
+    monkeypatch.setenv("TF_CONFIG", json.dumps(described))
+    with pytest.raises(PipelineError, match="describes chief, worker; every process must be a worker"):
+        cluster.connect("environment")
+
+
+def test_of_several_errors_the_one_behind_them_is_said(capfd):
+    import io
+
+    from pipeline import workers
+
+    problems = [io.BytesIO(b"error: NCCL failed.\n"), io.BytesIO(b"what it said last\n")]
+    with pytest.raises(PipelineError, match="Worker 1 was ended by SIGKILL"):
+        workers._verdict([1, -9], problems)
+    assert capfd.readouterr().err == "what it said last\n"
+    assert workers._verdict([0, None], problems) == 0

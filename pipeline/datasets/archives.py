@@ -89,7 +89,7 @@ def check_digest(path: Path, digest: str, *, named: str | None = None) -> None:
     """
     algorithm, expected = digest.split(":")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm) if hasattr(hashlib, "file_digest") else _digest(file, algorithm)
+        found = hashlib.file_digest(file, algorithm)
     if found.hexdigest() != expected:
         way_out = "delete it and download it again" if named is None else "try again later"
         raise PipelineError(
@@ -97,14 +97,6 @@ def check_digest(path: Path, digest: str, *, named: str | None = None) -> None:
             f"published one {expected}; {way_out}.",
             exit_code=1,
         )
-
-
-def _digest(file: IO[bytes], algorithm: str) -> hashlib._Hash:
-    """`hashlib.file_digest`, which Python 3.10 lacks."""
-    result = hashlib.new(algorithm)
-    while block := file.read(_BLOCK):
-        result.update(block)
-    return result
 
 
 def unpack(archive: Path, folder: Path) -> Path:

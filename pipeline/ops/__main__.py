@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 
 from pipeline import PipelineError, cli, device, ops
@@ -55,8 +54,7 @@ def main() -> int:
             for row in rows
         ],
     }
-    command = " ".join(["python -m pipeline.ops", *sys.argv[1:]])
-    print(f"written to {kept.save('ops', figures, command)}")
+    print(f"written to {kept.save('ops', figures, kept.running('pipeline.ops'))}")
     return 0
 
 
