@@ -93,6 +93,7 @@ def main() -> int:
                 (folder / "runs").symlink_to(ROOT / "runs")
                 more = {"true_label": write_image(data_dir, folder / "image.png")}
             shown = {f"{ROOT}/": "", str(ROOT): ".", **({data_dir: "DATA"} if data_dir else {})}
+            shown |= {f"{packages}/": "" for packages in sys.path if packages}
             answer = transcribe(words, shown, folder)
         if answer is None:
             failed.append(name)
