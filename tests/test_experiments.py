@@ -54,7 +54,7 @@ def test_the_command_line_goes_before_a_preset():
     [
         ("hybrid_resnet18", ("cifar10", "resnet18", 1, 128, "one_cycle")),
         ("highperf_cnn", ("cifar10", "cnn", 5, 128, "one_cycle")),
-        ("fashion_leaky_relu", ("fashion_mnist", "fashion_mlp", 10, 128, "constant")),
+        ("fashion_leaky_relu", ("fashion_mnist", "fashion_mlp", 10, 128, "one_cycle")),
         ("fashion_vit", ("fashion_mnist", "vit_lite", 20, 128, "cosine")),
         ("tiny_imagenet_vit", ("tiny_imagenet", "vit_lite", 30, 256, "cosine")),
     ],
