@@ -98,7 +98,7 @@ class Loop:
             PipelineError: The loss is not finite any more, or the device's memory is too small.
         """
         count = len(split.labels)
-        batch = min(self.batch_size, count - count % self.workers.count)
+        batch = min(self.batch_size, max(count - count % self.workers.count, 1))
         order = permutation(self.seed, epoch, count)[: count - count % batch]
         if self.workers.count > 1:
             order, batch = self._share(order, batch)
