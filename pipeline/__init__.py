@@ -26,9 +26,10 @@ def first_line(problem: object) -> str:
 
     What TensorFlow says before the cause of an error in a graph is passed over.
     """
-    lines = str(problem).strip().splitlines() or [type(problem).__name__ if isinstance(problem, Exception) else ""]
-    telling = (line.strip() for line in lines if line.strip() and not line.strip().startswith(_BEFORE_THE_CAUSE))
-    return next(telling, lines[0].strip())[:200].rstrip(".")
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    lines = lines or [type(problem).__name__ if isinstance(problem, Exception) else ""]
+    telling = (line for line in lines if not line.startswith(_BEFORE_THE_CAUSE))
+    return next(telling, lines[0])[:200].rstrip(".")
 
 
 def is_number(value: object) -> bool:

@@ -1,6 +1,5 @@
 """Several GPUs of one machine train one network, and add their gradients by NCCL."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import environment
 from pipeline import device, runs
-from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.gpu
 
@@ -22,14 +21,14 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def start(*overrides, **environment):
+def start(*overrides, **variables):
     """`python -m pipeline.workers 2 OVERRIDES`."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.workers", "2", *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]), **environment},
+        env={**environment(), **variables},
     )
 
 
