@@ -104,7 +104,8 @@ def main() -> None:
             f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s",
             flush=True,
         )
-        path = results.save(f"experiment-{name}", run, results.running("benchmarks.experiments", name))
+        command = results.running("benchmarks.experiments", without={*arguments.names} - {name})
+        path = results.save(f"experiment-{name}", run, command)
         draw([run], path.with_suffix(".png"))
         print(f"written to {path}")
 

@@ -108,15 +108,22 @@ def culprit(model: Any) -> str:
     layers = (layer for layer in model.get_layer("network").layers if not isinstance(layer, keras.layers.InputLayer))
     for layer in layers:
         with tempfile.TemporaryDirectory() as folder:
-            inputs = keras.tree.map_structure(
-                lambda tensor: keras.Input(tensor.shape[1:], dtype=tensor.dtype), layer.input
-            )
-            saved_model.write(keras.Model(inputs, layer(inputs)), Path(folder))
+            saved_model.write(_alone(layer), Path(folder))
             try:
                 _converted(tf.lite.TFLiteConverter.from_saved_model(folder))
             except _Refused:
                 return f"the layer {layer.name!r} ({type(layer).__name__}) of this network"
     return "this network"
+
+
+def _alone(layer: Any) -> Any:
+    """A model of one layer of a functional model, called as it is called there."""
+    import keras
+
+    call = layer._inbound_nodes[0].arguments
+    inputs = {id(tensor): keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in call.keras_tensors}
+    args, kwargs = keras.tree.map_structure(lambda value: inputs.get(id(value), value), (call.args, call.kwargs))
+    return keras.Model(list(inputs.values()), layer(*args, **kwargs))
 
 
 def _for_integers(model: Any) -> Any:

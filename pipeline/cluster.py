@@ -11,11 +11,15 @@ first and the last of them.
 from __future__ import annotations
 
 import dataclasses
+import enum
+import hashlib
 import math
 import os
 import signal
 from collections.abc import Sequence
 from typing import Any
+
+import numpy
 
 from pipeline import PipelineError, device, first_line
 
@@ -24,6 +28,18 @@ LAUNCHER = "PIPELINE_LAUNCHER"  # the variable that tells workers by which comma
 FIRST_PORT, TASKS_A_NODE = 16000, 16  # of Slurm's job steps: 16 ports each, all below those that Linux hands out
 LOST = 3  # exit code of a worker that ends because another one has
 GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
+HOSTS_GROUP_KEY = 7002  # of those on the CPUs, whichever devices the others run on
+
+
+class Key(enum.IntEnum):
+    """Which of a program's collectives a worker means; TensorFlow matches the workers' calls by it."""
+
+    GRADIENTS = 1
+    STATISTICS = 2
+    BARRIER = 3
+    VALIDATION = 4
+    WEIGHTS = 5
+    FACTS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Cluster:
     def is_chief(self) -> bool:
         return self.index == 0
 
-    def average(self, tensors: Sequence[Any], key: int) -> list[Any]:
+    def average(self, tensors: Sequence[Any], key: Key) -> list[Any]:
         """The mean of each tensor over all workers, in the tensor's own dtype; every worker must call it alike.
 
         Args:
@@ -53,29 +69,66 @@ class Cluster:
         """
         if self.count == 1:
             return list(tensors)
-        return self.shared_out(self.sum(self.packed(tensors), key), tensors)
+        return self.unpack(self.all_reduce(self.pack(tensors), key) / self.count, tensors)
 
-    def packed(self, tensors: Sequence[Any]) -> Any:
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Give every worker the first one's values of float Keras variables; every worker must call it alike."""
+        if self.count == 1:
+            return
+        tf = device.tensorflow()
+        values = [v.value if self.is_chief else tf.zeros_like(v.value) for v in variables]
+        firsts = self.unpack(self.all_reduce(self.pack(values), Key.WEIGHTS), values)
+        for variable, value in zip(variables, firsts, strict=True):
+            variable.assign(value)
+
+    def check_alike(self, facts: dict[str, str]) -> None:
+        """Make sure that all workers mean the same training; every worker must call it.
+
+        Args:
+            facts: What must be alike, as text, by its name in a sentence.
+
+        Raises:
+            PipelineError: Some are not; in all workers, with the same sentence.
+        """
+        if self.count == 1:
+            return
+        tf = device.tensorflow()
+        table = numpy.zeros((self.count, len(facts)), numpy.float32)  # a row a worker; its own, until they are summed
+        table[self.index] = [int.from_bytes(hashlib.sha256(fact.encode()).digest()[:3]) for fact in facts.values()]
+        with tf.device("CPU:0"):  # by gRPC in any case: how gradients travel may be what is not alike
+            table = _sum(self.count, tf.constant(table), Key.FACTS, HOSTS_GROUP_KEY, "ring").numpy()
+        others = [index for index in range(self.count) if (table[index] != table[0]).any()]
+        if others:
+            different = [name for name, column in zip(facts, table.T, strict=True) if (column != column[0]).any()]
+            raise PipelineError(
+                f"All workers must train alike; worker {others[0]} and worker 0 have different: {', '.join(different)}."
+            )
+
+    def pack(self, tensors: Sequence[Any]) -> Any:
         """One float32 buffer of all tensors, [sum of their sizes]; XLA can compile it."""
         tf = device.tensorflow()
         return tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
 
-    def sum(self, packed: Any, key: int) -> Any:
-        """A buffer added up over all workers; nothing that XLA can compile."""
-        return device.tensorflow().raw_ops.CollectiveReduceV2(
-            input=packed, group_size=self.count, group_key=GROUP_KEY, instance_key=key, ordering_token=[],
-            merge_op="Add", final_op="Id", communication_hint=self.communication,
-        )  # fmt: skip
+    def all_reduce(self, packed: Any, key: Key) -> Any:
+        """A buffer added up over all workers; nothing that XLA can compile between processes."""
+        return _sum(self.count, packed, key, GROUP_KEY, self.communication)
 
-    def shared_out(self, total: Any, like: Sequence[Any]) -> list[Any]:
-        """The means, from the sum of `packed` buffers, with the shapes and dtypes of `like`; XLA can compile it."""
+    def unpack(self, packed: Any, like: Sequence[Any]) -> list[Any]:
+        """The tensors in a buffer of `pack`, with the shapes and dtypes of `like`; XLA can compile it."""
         tf = device.tensorflow()
-        parts = tf.split(total / self.count, [math.prod(tensor.shape) for tensor in like])
+        parts = tf.split(packed, [math.prod(tensor.shape) for tensor in like])
         return [tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all workers: one that leaves early is a lost one to the others."""
-        self.average([device.tensorflow().zeros([1])], key=3)
+        self.average([device.tensorflow().zeros([1])], Key.BARRIER)
+
+
+def _sum(count: int, tensor: Any, key: Key, group: int, communication: str) -> Any:
+    return device.tensorflow().raw_ops.CollectiveReduceV2(
+        input=tensor, group_size=count, group_key=group, instance_key=int(key), ordering_token=[],
+        merge_op="Add", final_op="Id", communication_hint=communication,
+    )  # fmt: skip
 
 
 def connect(kind: str, communication: str = "auto") -> Cluster:
@@ -102,7 +155,9 @@ def connect(kind: str, communication: str = "auto") -> Cluster:
         resolver = _slurm_resolver() if kind == "slurm" else resolvers.TFConfigClusterResolver()
         jobs = resolver.cluster_spec().as_dict()
         if set(jobs) != {"worker"}:
-            raise PipelineError(f"cluster={kind} describes {', '.join(jobs)}; every process must be a worker.")
+            raise PipelineError(
+                f"cluster={kind} describes {', '.join(jobs) or 'nobody'}; every process must be a worker."
+            )
         workers = jobs["worker"]
         hosts = ",".join(sorted({worker.rpartition(":")[0] for worker in workers}))
         # gRPC would take a proxy even to localhost.

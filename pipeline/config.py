@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import re
 import sys
@@ -94,6 +95,8 @@ def command(work: Callable[[dict[str, Any], list[str]], Any], compare: Callable[
         except Exception:  # a bug costs its own job, not the others and their comparison
             failed.append(job)
             traceback.print_exc()
+        finally:
+            gc.collect()  # callbacks and graphs hold each other; the next job needs the memory of what they hold
 
     def main() -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, instead of Hydra's own report
@@ -182,9 +185,14 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
     for group in ("dataset", "model", "augment", "optimizer"):
         if not isinstance(settings.get(group), dict):
             raise PipelineError(f"{group} is {settings.get(group)!r}; give the name of one in pipeline/conf/{group}.")
+    for key in ("name", "learning_rate"):
+        if key not in settings["optimizer"]:
+            raise PipelineError(f"The settings lack optimizer.{key}.")
     for key, value in settings["optimizer"].items():
         if key == "learning_rate" and not (is_number(value) and value > 0):
             raise PipelineError(f"optimizer.learning_rate must be above 0, got {value!r}.")
+        if key == "global_clipnorm" and value == 0:
+            raise PipelineError("optimizer.global_clipnorm must be null or above 0: with 0 nothing is learnt.")
         if key not in ("name", "nesterov") and value is not None and not (is_number(value) and value >= 0):
             raise PipelineError(f"optimizer.{key} must be null or a number of at least 0, got {value!r}.")
         if key == "nesterov" and not isinstance(value, bool):

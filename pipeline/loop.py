@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy
 
 from pipeline import PipelineError, augment, device, first_line, ops
-from pipeline.cluster import Cluster, share
+from pipeline.cluster import Cluster, Key, share
 from pipeline.optimizers import GradientScaler
 
 SINGLE = Cluster()
@@ -98,8 +98,8 @@ class Loop:
             PipelineError: The loss is not finite any more, or the device's memory is too small.
         """
         count = len(split.labels)
-        batch = min(self.batch_size, max(count - count % self.workers.count, 1))
-        order = permutation(self.seed, epoch, count)[: count - count % batch]
+        batch = self._batch(count)
+        order = permutation(self.seed, epoch, count)[: self.images_an_epoch(count)]
         if self.workers.count > 1:
             order, batch = self._share(order, batch)
         started = time.perf_counter()
@@ -112,9 +112,16 @@ class Loop:
             if progress is not None:
                 progress(size * self.workers.count, loss / done)
         if self.workers.count > 1:
-            loss, correct, done = self._meet(loss, correct, done)
+            loss, correct, done = self._synchronise(loss, correct, done)
         seconds = time.perf_counter() - started
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
+
+    def images_an_epoch(self, count: int) -> int:
+        """How many of `count` training images fill whole batches."""
+        return count - count % self._batch(count)
+
+    def _batch(self, count: int) -> int:
+        return min(self.batch_size, max(count - count % self.workers.count, 1))
 
     def check_finite(self, loss: float, epoch: int) -> None:
         """Raise `PipelineError` unless the loss of an epoch (from 0) is a finite number."""
@@ -131,11 +138,11 @@ class Loop:
         batches = order.reshape(-1, batch)[:, self.workers.index * own : (self.workers.index + 1) * own]
         return batches.reshape(-1), own
 
-    def _meet(self, *figures: float) -> list[float]:
+    def _synchronise(self, *figures: float) -> list[float]:
         """At the end of an epoch: the workers' figures added, and their moving statistics averaged."""
         tf = device.tensorflow()
-        moving = [v for v in self.network.non_trainable_variables if v.dtype.startswith(("float", "bfloat"))]
-        means = self.workers.average([tf.constant(figures, tf.float32), *(v.value for v in moving)], key=2)
+        moving = _floats(self.network.non_trainable_variables)
+        means = self.workers.average([tf.constant(figures, tf.float32), *(v.value for v in moving)], Key.STATISTICS)
         for variable, mean in zip(moving, means[1:], strict=True):
             variable.assign(mean)
         return [float(mean) * self.workers.count for mean in means[0]]
@@ -149,7 +156,7 @@ class Loop:
         numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
         if self.workers.count == 1:
             return numbers
-        (means,) = self.workers.average([device.tensorflow().constant(list(numbers.values()))], key=4)
+        (means,) = self.workers.average([device.tensorflow().constant(list(numbers.values()))], Key.VALIDATION)
         return dict(zip(numbers, (float(mean) for mean in means), strict=True))
 
     def evaluate(self, split: Any) -> dict[str, Any]:
@@ -182,6 +189,20 @@ class Loop:
     def variables(self) -> list[Any]:
         """Everything a checkpoint must hold: the network's, the optimizer's and the loss scale's variables."""
         return [*self.network.variables, *self.optimizer.variables, *self._scaler.variables]
+
+    def start_together(self) -> None:
+        """All workers begin with the first one's weights, and each with random draws of its own (dropout, stochastic
+        depth); alone it does nothing.
+
+        Only the first one's draws are in the checkpoints, so a resumed training calls this after loading one.
+        """
+        if self.workers.count == 1:
+            return
+        self.workers.broadcast(_floats(self.variables))
+        tf = device.tensorflow()
+        for variable in self.network.non_trainable_variables:
+            if "seed_generator" in variable.path:  # its seed, and how many draws it has made
+                variable.assign(variable.value + tf.constant([self.workers.index, 0], variable.value.dtype))
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -244,6 +265,11 @@ def permutation(seed: int, epoch: int, count: int) -> numpy.ndarray:
     return generator.permutation(numpy.int32(count)).astype(numpy.int32)
 
 
+def _floats(variables: Iterable[Any]) -> list[Any]:
+    """The Keras variables among these that hold floating-point numbers."""
+    return [variable for variable in variables if variable.dtype.startswith(("float", "bfloat"))]
+
+
 def _smoothed(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
     """Cross-entropy of each image with smoothed targets, float32 [N]."""
     classes = logits.shape[-1]
@@ -277,11 +303,11 @@ def _training_graph(
         images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
         gradients = tape.gradient(scaled, variables)
         sums = loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
-        return gradients if alone else workers.packed(gradients), *sums
+        return gradients if alone else workers.pack(gradients), *sums
 
     @tf.function(jit_compile=xla and not alone)
     def update(gradients: Any) -> None:
-        gradients = gradients if alone else workers.shared_out(gradients, variables)
+        gradients = gradients if alone else workers.unpack(gradients / workers.count, variables)
         optimizer.apply(scaler.restored(gradients), variables)
 
     @tf.function(jit_compile=xla and alone)
@@ -289,7 +315,7 @@ def _training_graph(
         total, correct = tf.constant(0.0), tf.constant(0.0)
         for step in tf.range(tf.shape(images)[0]):
             gradients, loss, hits = gradients_of(images[step], labels[step])
-            update(gradients if alone else workers.sum(gradients, key=1))
+            update(gradients if alone else workers.all_reduce(gradients, Key.GRADIENTS))
             total, correct = total + loss, correct + hits
         return total, correct
 

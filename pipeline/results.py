@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,18 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     return path
 
 
-def running(module: str, *names: str) -> str:
-    """The running command as a result keeps it: `names` in place of its own, and no path to the data.
+def running(module: str, without: Collection[str] = ()) -> str:
+    """The running command as a result keeps it, with no path to the data.
 
     Args:
         module: For example "benchmarks.train".
-        names: What it was asked for by name, where only this part of its answer is kept.
+        without: Words to leave out: what else it was asked for, where only a part of its answer is kept.
     """
     given = sys.argv[1:]
-    options = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
-    words = [*names, *given[options:]] if names else given
     shown = []
-    for before, word in zip(["", *words], words, strict=False):
+    for before, word in zip(["", *given], given, strict=False):
+        if word in without:
+            continue
         if before == "--data-dir":
             word = "DATA"
         shown.append("--data-dir=DATA" if word.startswith("--data-dir=") else word)

@@ -1,4 +1,4 @@
-"""What watches a training: TensorBoard's files, the CSV log, the progress bar. All are plain Keras callbacks.
+"""What watches a training: TensorBoard's files and Weights & Biases as Keras callbacks, and the progress bar.
 
 tensorboard --logdir logs
 """
@@ -59,7 +59,7 @@ def tensorboard_callback(
                     graph = forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph
                 tf.summary.graph(graph)
             with tf.summary.create_file_writer(str(folder)).as_default():
-                hparams.hparams(hyperparameters, trial_id=folder.name)
+                hparams.hparams(hyperparameters, trial_id=str(hyperparameters.get("name", folder.name)))
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs = logs or {}

@@ -46,6 +46,13 @@ LOGS = Path("logs")
 TOP5_ABOVE_CLASSES = 10  # with fewer classes the top-5 accuracy says little
 FEW_VALIDATION_IMAGES = 100
 OF_A_SITTING = ("cluster", "communication")  # settings that a resumed run takes anew
+OF_A_MACHINE = (
+    "name",
+    "resume",
+    "data_dir",
+    "data_digest",
+    "tracker",
+)  # and those that may be otherwise for each worker
 
 
 def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run | None:
@@ -89,7 +96,7 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run |
             progress = fit(loop, settings, dataset, folder, callbacks)
             if workers.is_chief:
                 run = finish(loop, settings, dataset, folder, progress)
-            workers.meet()
+            workers.barrier()
         except KeyboardInterrupt as stop:
             raise PipelineError(f"Stopped by {cli.stopped_by(stop)}. {how_to_go_on(folder)}", 130) from None
         except files.DiskError as error:
@@ -171,17 +178,21 @@ def fit(
     """Train epoch after epoch, from the newest checkpoint on; each epoch ends with a checkpoint.
 
     Returns:
-        The history; the network then has the weights of the epoch with the best validation accuracy.
+        How far it came, with the history. The network then has the weights of the epoch with the best validation
+        accuracy; of several workers, the first one's has.
     """
     network, epochs = loop.network, settings["epochs"]
     variables = loop.variables
     progress = checkpoints.resume(folder / "checkpoints", variables)
+    loop.workers.check_alike(what_is_trained(loop, settings, dataset, progress))
+    loop.start_together()
     stopper = early_stopping(settings["early_stopping"])
     watchers = [*stopper, *callbacks]
     if loop.workers.is_chief:
         watchers += watching(loop, settings, dataset, folder)
     listeners = _callback_list(watchers, network, epochs)
-    bar = tracking.ProgressBar(epochs, len(dataset.train.labels), progress.epoch, shown=loop.workers.is_chief)
+    images = loop.images_an_epoch(len(dataset.train.labels))
+    bar = tracking.ProgressBar(epochs, images, progress.epoch, shown=loop.workers.is_chief)
     try:
         listeners.on_train_begin()
         replay(stopper, progress)
@@ -210,6 +221,23 @@ def fit(
         checkpoints.load(checkpoints.best_path(folder / "checkpoints", progress.best_epoch), network.variables)
     listeners.on_train_end()
     return progress
+
+
+def what_is_trained(
+    loop: Loop, settings: dict[str, Any], dataset: Any, progress: checkpoints.Progress
+) -> dict[str, str]:
+    """All that workers must have in common to train one network, as text by its name in a sentence."""
+    kept = {key: value for key, value in settings.items() if key not in OF_A_SITTING and key not in OF_A_MACHINE}
+    places = {key: value for key, value in kept.pop("dataset").items() if key not in ("data_dir", "cache_dir")}
+    return {
+        **{key: repr(value) for key, value in sorted(kept.items())},
+        "dataset": repr(places),
+        "communication": loop.workers.communication,
+        "precision": chosen_precision(settings["precision"]),
+        "xla": repr(loop.xla),
+        "the data set's images": dataset.digest,
+        "finished epochs": str(progress.epoch),
+    }
 
 
 def finish(

@@ -60,7 +60,9 @@ def test_a_result_names_its_command_and_no_path_to_the_data(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", *given])
     options = "--data-dir DATA --set 'model.stages=[[8],[16]]'"
     assert results.running("benchmarks.speed") == f"python -m benchmarks.speed one two {options}"
-    assert results.running("benchmarks.speed", "two") == f"python -m benchmarks.speed two {options}"
+    assert results.running("benchmarks.speed", without={"one"}) == f"python -m benchmarks.speed two {options}"
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--data-dir", "my data", "one", "two"])
+    assert results.running("benchmarks.speed", {"one"}) == "python -m benchmarks.speed --data-dir DATA two"
     monkeypatch.setattr(sys, "argv", ["benchmark", "--data-dir=my data"])
     assert results.running("benchmarks.speed") == "python -m benchmarks.speed --data-dir=DATA"
 

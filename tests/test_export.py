@@ -397,6 +397,10 @@ def test_what_cannot_be_converted_is_named_with_its_layer():
     with pytest.raises(PipelineError, match=r"TFLite cannot express the layer 'odd_layer' \(Gamma\) of this network"):
         tflite.convert(network, "float32")
     graph = tf.function(network).get_concrete_function(tf.TensorSpec((1, 8, 8, 3), tf.uint8)).graph.as_graph_def()
+    attention = models.build("vit_lite", (8, 8, 3), 3, depth=1, width=16, heads=2, operations="tensorflow")
+    after = keras.Model(attention.inputs, Gamma(name="odd_layer")(attention.outputs[0]), name="network")
+    network = models.deployable(after, (0.5,) * 3, (0.2,) * 3)
+    assert tflite.culprit(network) == "the layer 'odd_layer' (Gamma) of this network"
     assert "Lgamma in layer odd_layer" in " ".join(tftrt.left_over(graph, count=100))
     assert tftrt.left_over(tf.compat.v1.GraphDef()) == ["everything"]
 

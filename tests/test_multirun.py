@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import PipelineError, compare, config, device, runs, tracking, train
@@ -188,16 +189,21 @@ def each_with(environments, arguments):
     ]
 
 
-def two_workers(*arguments):
-    """Start two processes that TF_CONFIG makes workers of one cluster: `python ARGUMENTS` each."""
+def two_workers_described():
+    """The variables that make two processes workers of one cluster."""
     from pipeline import workers
 
     cluster = {"worker": [f"localhost:{port}" for port in workers._free_ports(2)]}
     described = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(2)]
-    return each_with([{"TF_CONFIG": json.dumps(worker)} for worker in described], arguments)
+    return [{"TF_CONFIG": json.dumps(worker)} for worker in described]
 
 
-def test_two_workers_share_each_batch_and_hold_the_same_weights():
+def two_workers(*arguments):
+    """Start two processes that TF_CONFIG makes workers of one cluster: `python ARGUMENTS` each."""
+    return each_with(two_workers_described(), arguments)
+
+
+def test_two_workers_hold_the_same_weights_and_wait_for_each_other():
     program = (
         "import signal, time, numpy\n"
         "from pipeline import cluster, config, datasets, device, train\n"
@@ -208,13 +214,16 @@ def test_two_workers_share_each_batch_and_hold_the_same_weights():
         "train.seed_everything(0)\n"
         "dataset = datasets.from_settings(settings['dataset'])\n"
         "loop = train.build_loop(settings, dataset, workers)\n"
+        "weights = loop.network.trainable_variables[0]\n"
+        "weights.assign(weights * (1 + workers.index))\n"  # as if the second had begun with others
+        "loop.start_together()\n"
         "logs = loop.train_epoch(dataset.train, 0)\n"
         "weights = numpy.concatenate([w.reshape(-1) for w in loop.network.get_weights()])\n"
         "print(workers.index, logs['loss'], logs['accuracy'], weights.tobytes().hex()[:4000], weights.std())\n"
         "if workers.is_chief: time.sleep(4)\n"
         "signal.raise_signal(signal.SIGTERM)\n"  # TensorFlow's server would keep it for itself
         "started = time.perf_counter()\n"
-        "workers.meet()\n"
+        "workers.barrier()\n"
         "print(len(heard))\n"
         "print((time.perf_counter() - started > 2) != workers.is_chief)\n"
     )
@@ -224,6 +233,97 @@ def test_two_workers_share_each_batch_and_hold_the_same_weights():
     assert (first, second) == ("0", "1")
     assert seen == also_seen
     assert seen[-2:] == ["1", "True"]  # the second waited for the first
+
+
+def test_two_workers_train_what_one_process_trains():
+    """Without batch normalisation and dropout, whose statistics and draws are each worker's own."""
+    program = (
+        "import sys, numpy\n"
+        "from pipeline import cluster, config, datasets, train\n"
+        "workers = cluster.connect(sys.argv[1])\n"
+        "chosen = ['model=fashion_mlp', 'model.dropout=0', 'batch_size=50', 'epochs=2', 'dataset.limit_per_class=43']\n"
+        "settings = config.compose([*chosen, 'model.operations=tensorflow'])\n"
+        "train.seed_everything(0)\n"
+        "dataset = datasets.from_settings(settings['dataset'])\n"
+        "loop = train.build_loop(settings, dataset, workers)\n"
+        "loop.start_together()\n"
+        "logs = [loop.train_epoch(dataset.train, epoch) for epoch in range(2)]\n"
+        "numpy.savez(f'{sys.argv[1]}-{workers.index}.npz', *loop.network.get_weights())\n"
+        "print(*(log[key] for log in logs for key in ('loss', 'accuracy')))\n"
+        "workers.barrier()\n"
+    )
+    answers = [
+        [float(figure) for figure in worker.communicate(timeout=240)[0].split()]
+        for worker in (*two_workers("-c", program, "environment"), *each_with([{}], ["-c", program, "none"]))
+    ]
+    assert answers[0] == answers[1] and len(answers[0]) == 4
+    assert answers[0] == pytest.approx(answers[2], rel=1e-5)
+    pair, alone = (np.load(f"{name}.npz") for name in ("environment-0", "none-0"))
+    assert len(pair.files) == 6
+    for name in pair.files:
+        np.testing.assert_allclose(pair[name], alone[name], atol=1e-6)
+
+
+def test_two_workers_drop_other_units():
+    program = (
+        "import numpy\n"
+        "from pipeline import cluster, config, datasets, train\n"
+        "workers = cluster.connect('environment')\n"
+        "settings = config.compose(['model=fashion_mlp', 'model.dropout=0.5', 'dataset.limit_per_class=40'])\n"
+        "train.seed_everything(0)\n"
+        "loop = train.build_loop(settings, datasets.from_settings(settings['dataset']), workers)\n"
+        "loop.start_together()\n"
+        "dropout = next(layer for layer in loop.network.layers if 'dropout' in layer.name)\n"
+        "for _ in range(2): print(*(numpy.asarray(dropout(numpy.ones((1, 64)), training=True))[0] > 0))\n"
+        "workers.barrier()\n"
+    )
+    draws = [worker.communicate(timeout=240)[0].splitlines() for worker in two_workers("-c", program)]
+    assert [len(lines) for lines in draws] == [2, 2]
+    assert len({line for lines in draws for line in lines}) == 4
+
+
+def test_workers_that_do_not_mean_the_same_training_are_refused():
+    training = ["-m", "pipeline.train", "cluster=environment", *SMALL, "name=pair"]
+    described = two_workers_described()
+    others = [[*training, "precision=float32"], [*training, "precision=mixed_bfloat16", "batch_size=32"]]
+    workers = [each_with([worker], other)[0] for worker, other in zip(described, others, strict=True)]
+    answers = [worker.communicate(timeout=240)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 2], answers
+    for answer in answers:
+        assert "worker 1 and worker 0 have different: batch_size, precision." in answer
+        assert "Traceback" not in answer
+    assert not Path("runs/pair").exists()
+
+
+def test_each_row_of_facts_counts_whatever_their_mean_is(monkeypatch):
+    """Three workers, of which one has the mean of the two others."""
+    from pipeline import cluster
+
+    tf = device.tensorflow()
+    rows = {}
+    monkeypatch.setattr(
+        cluster, "_sum", lambda count, own, *_: tf.constant(sum(rows.values(), own.numpy())) if rows else own
+    )
+    middle = cluster.Cluster(1, 3)
+    for index, answer in ((0, [1, 5, 0]), (2, [3, 5, 0])):
+        rows[index] = np.zeros((3, 3), np.float32)
+        rows[index][index] = answer
+    monkeypatch.setattr(cluster.hashlib, "sha256", lambda text: Digest(int(text)))
+    with pytest.raises(PipelineError, match="worker 1 and worker 0 have different: epochs\\."):
+        middle.check_alike({"epochs": "2", "seed": "5", "model": "0"})
+    with pytest.raises(PipelineError, match="have different: epochs, seed\\."):
+        middle.check_alike({"epochs": "2", "seed": "6", "model": "0"})
+    cluster.Cluster().check_alike({"epochs": "2"})
+
+
+class Digest:
+    """A digest of three bytes that are the number itself."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def digest(self):
+        return self.number.to_bytes(3)
 
 
 def test_two_tasks_of_slurm_on_one_node_train_together():
@@ -276,7 +376,7 @@ def test_what_workers_decide_by_is_the_same_for_all(monkeypatch):
     loop = train.build_loop(config.compose(SMALL), dataset, cluster.Cluster(0, 2))
     other = {"loss": 0.5, "accuracy": 0.75, "top5": 1.0}
     both = device.tensorflow().constant(list(other.values()))
-    monkeypatch.setattr(cluster.Cluster, "sum", lambda workers, packed, key: packed + both)
+    monkeypatch.setattr(cluster.Cluster, "all_reduce", lambda workers, packed, key: packed + both)
     agreed = loop.agreed({"loss": 1.5, "accuracy": 0.25, "top5": 1.0, "predictions": [3, 4]})
     assert agreed == {"loss": 1.0, "accuracy": 0.5, "top5": 1.0}
 
@@ -413,6 +513,9 @@ def test_cluster_without_its_description_is_one_sentence(monkeypatch):
     }
     monkeypatch.setenv("TF_CONFIG", json.dumps(described))
     with pytest.raises(PipelineError, match="describes chief, worker; every process must be a worker"):
+        cluster.connect("environment")
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(PipelineError, match="describes nobody; every process must be a worker"):
         cluster.connect("environment")
 
 

@@ -338,7 +338,8 @@ const char* leaky_relu_of_either(void* stream, Type type, const void* dy, const 
   return outcome();
 }
 
-// The widest walk needs the most sums, whichever the pointers then allow.
+// How many float sums a walk keeps. Which walk needs the most depends on the shape, and the pointers decide later which
+// one it is, so the workspace is made for the larger number.
 int64_t sums_of(const Walk& walk) { return walk.grid.y * walk.group * walk.columns; }
 
 }  // namespace
