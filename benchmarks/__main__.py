@@ -19,7 +19,7 @@ PRESETS = ("highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_v
 QUESTIONS = {
     "augment": ["benchmarks.augment"],
     "train": ["benchmarks.train", "--data-dir", "DATA"],
-    "ops": ["pipeline.ops"],
+    "ops": ["pipeline.ops", "--keep"],
     "operations": ["benchmarks.operations"],
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
     **{name: ["benchmarks.transcripts", name, "--data-dir", "DATA"] for name in ("pipeline", "trt_infer")},

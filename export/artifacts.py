@@ -233,5 +233,5 @@ def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
 
 
 def readable_size(count: int) -> str:
-    """A number of bytes for people: KiB, from 10 MiB on MiB."""
-    return f"{count / 1024:,.0f} KiB" if count < 10 * 1024**2 else f"{count / 1024**2:,.1f} MiB"
+    """A number of bytes for people: KiB, from 1 MiB on MiB."""
+    return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"

@@ -127,6 +127,11 @@ def _artifact(run: str | None, artifact: str | None, names: Sequence[str], make:
     near = [name for name in there if artifact and artifact.lower() in name]
     if near:
         raise PipelineError(f"The run {found.name} has no artifact {artifact!r}; did you mean --artifact {near[0]}?")
+    if artifact is not None and artifact not in names:
+        raise PipelineError(
+            f"The run {found.name} has no artifact {artifact!r} that this command answers from; it takes "
+            f"{', '.join(names)}, or the path of another file."
+        )
     known = ", ".join(there) or "nothing"
     raise PipelineError(
         f"The run {found.name} has no {' or '.join(wanted)} in its export folder (there is {known}); make it: "

@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         there = [executed_folder / chapter.path.name for chapter in known]  # those of an earlier call too
         notebooks.write_report([path for path in there if path.is_file()], folder.name, report)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
-    _summary(given.get("run"), executed_folder, report)
+    of_a_run = any({"run", "name"} & set(chapter.defaults) for chapter in chapters)
+    _summary(given.get("run"), executed_folder, report, artifacts_too=of_a_run)
     return 0
 
 
@@ -191,9 +192,12 @@ def _held(folder: Path, executed_folder: Path) -> Iterator[None]:
         yield
 
 
-def _summary(run: Any, executed_folder: Path, report: Path) -> None:
-    """The table of artifacts and the line that says where everything is."""
+def _summary(run: Any, executed_folder: Path, report: Path, artifacts_too: bool = True) -> None:
+    """The table of a run's artifacts and the line that says where everything is."""
     places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
+    if not artifacts_too:
+        print(" · ".join(places))
+        return
     with contextlib.suppress(PipelineError):  # a selection of notebooks needs no finished run
         found = runs.find(run)
         from rich.console import Console

@@ -194,6 +194,8 @@ def _slurm_resolver() -> Any:
         raise PipelineError(
             f"cluster=slurm is for a step of a Slurm job; start it with srun, as scripts/slurm.sh does ({error})."
         ) from None
+    if len(hosts) != len(tasks):
+        raise PipelineError(f"Slurm's variables name {len(hosts)} nodes and task counts of {len(tasks)}; start again.")
     if max(tasks) > TASKS_A_NODE:
         raise PipelineError(f"{max(tasks)} tasks share a node; cluster=slurm takes up to {TASKS_A_NODE}.")
     port = FIRST_PORT + TASKS_A_NODE * ((31 * job + step) % 1024)

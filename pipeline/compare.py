@@ -46,11 +46,16 @@ def table(folder: Path) -> Any:
         except (PipelineError, KeyError, AttributeError, TypeError) as error:
             print(f"left out {name}: {first_line(error)}", file=sys.stderr)
             continue
+        if not all(isinstance(word, str) for word in values[1:3]) or not is_number(card.parameters):
+            print(f"left out {name}: its model_card.json has no data set, model or parameters", file=sys.stderr)
+            continue
         missing = [key for key, value in figures.items() if not is_number(value)]
         if missing:
             print(f"left out {name}: its metrics.json has no number for {', '.join(missing)}", file=sys.stderr)
             continue
         rows.append((*values, *figures.values()))
+    if not rows and (folder / "metrics.json").is_file():
+        raise PipelineError(f"{folder} is one run; give the folder above it to compare it with the others there.")
     if not rows:
         raise PipelineError(f"There is no finished run in {folder} to compare.")
     frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
@@ -59,6 +64,8 @@ def table(folder: Path) -> Any:
 
 def policy_label(given: Any) -> str:
     """A run's augmentation policy by name, with ``*`` where settings changed what the policy of that name does."""
+    if not isinstance(given, dict):
+        raise PipelineError(f"its augmentation policy is {given!r}, which is no mapping")
     name = str(given.get("name", "custom"))
     try:
         return name if augment.load_policy(name) == augment.load_policy(given) else f"{name}*"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, is_number, is_whole
+from pipeline import PipelineError, first_line, is_number, is_whole
 
 FOLDER = Path(__file__).parent / "conf"
 CHOICES = {
@@ -185,9 +185,10 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
     for group in ("dataset", "model", "augment", "optimizer"):
         if not isinstance(settings.get(group), dict):
             raise PipelineError(f"{group} is {settings.get(group)!r}; give the name of one in pipeline/conf/{group}.")
-    for key in ("name", "learning_rate"):
-        if key not in settings["optimizer"]:
-            raise PipelineError(f"The settings lack optimizer.{key}.")
+    for key in ("dataset.name", "model.name", "optimizer.name", "optimizer.learning_rate"):
+        group, _, inside = key.partition(".")
+        if inside not in settings[group]:
+            raise PipelineError(f"The settings lack {key}; a file of pipeline/conf/{group} sets it.")
     for key, value in settings["optimizer"].items():
         if key == "learning_rate" and not (is_number(value) and value > 0):
             raise PipelineError(f"optimizer.learning_rate must be above 0, got {value!r}.")
@@ -262,6 +263,11 @@ class _sentences:
             raise PipelineError(
                 f"{given} holds a comma: add --multirun to try each of the values, or quote the value twice to take it "
                 f"as it is."
+            ) from None
+        if str(error).startswith("LexerNoViableAltException: "):
+            given = first_line(str(error).partition(": ")[2])
+            raise PipelineError(
+                f'{given} holds letters that need quotes around each value, as in \'dataset.classes=["chat","дом"]\'.'
             ) from None
         if isinstance(error, HydraException | OmegaConfBaseException):
             cause = error.__cause__ if "\n" not in str(error.__cause__ or "\n") else error

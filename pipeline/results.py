@@ -14,7 +14,7 @@ from pipeline import device, files
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
-NEUTRAL = {"--data-dir", "--workers"}  # options that do not change what is measured
+NEUTRAL = {"--data-dir", "--workers", "--keep"}  # options that do not change what is measured
 
 
 def save(name: str, figures: Any, command: str | None = None) -> Path:

@@ -188,7 +188,9 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
     more = f" and {len(every) - len(shown)} more" if len(shown) < len(every) else ""
     known = (", ".join(shown) or "none") + more
     if any(folder.is_dir() for folder in candidates):
-        raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); finished runs: {known}.")
+        started = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+        way_on = f"go on with it: {TRAIN_COMMAND.split(' dataset=')[0]} resume={started}; " if started else ""
+        raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); {way_on}finished runs: {known}.")
     raise PipelineError(f"There is no run {wanted}; finished runs: {known}. Make one: {TRAIN_COMMAND}")
 
 

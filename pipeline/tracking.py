@@ -11,6 +11,8 @@ import importlib.util
 import netrc
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import numpy
 from pipeline import PipelineError, device, first_line, ops
 
 GALLERY_IMAGES = 8
+WANDB_SERVER = "https://api.wandb.ai"
+SECONDS_TO_ANSWER = 10
 
 
 def tensorboard_callback(
@@ -91,7 +95,8 @@ def check_tracker(tracker: str | None) -> None:
     """Make sure that a tracker can work, before any training starts.
 
     Raises:
-        PipelineError: The tracker is unknown, its package is not installed, or there is no key for it.
+        PipelineError: The tracker is unknown, its package is not installed, or there is no key for it or no way to its
+            server.
     """
     if tracker in (None, "none"):
         return
@@ -99,14 +104,26 @@ def check_tracker(tracker: str | None) -> None:
         raise PipelineError(f"tracker is {tracker!r}; known values: none, wandb.")
     if importlib.util.find_spec("wandb") is None:
         raise PipelineError("tracker=wandb needs the package wandb; run: pip install -r requirements-extras.txt")
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return
     try:
         known = netrc.netrc().hosts
     except (OSError, netrc.NetrcParseError):
         known = {}
-    if not any("wandb" in host for host in known):
+    if not os.environ.get("WANDB_API_KEY") and not any("wandb" in host for host in known):
         raise PipelineError("tracker=wandb has no key; run: wandb login, or set WANDB_MODE=offline to keep it local.")
+    _reach(os.environ.get("WANDB_BASE_URL", WANDB_SERVER))
+
+
+def _reach(address: str) -> None:
+    """Raise `PipelineError` unless a server answers, whatever it says: wandb itself would try again for ever."""
+    try:
+        urllib.request.urlopen(address, timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = first_line(getattr(error, "reason", error))
+        raise PipelineError(f"tracker=wandb does not reach {address} ({reason}); set WANDB_MODE=offline.") from None
 
 
 def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
@@ -132,7 +149,7 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
                     config=settings,
                     dir=str(folder),
                     reinit="finish_previous",
-                    settings=wandb.Settings(silent=True),
+                    settings=wandb.Settings(silent=True, init_timeout=60),
                 )
             except Exception as error:  # wandb's own errors have no common class
                 raise PipelineError(

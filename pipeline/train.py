@@ -347,7 +347,8 @@ def resumed(settings: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file():
         raise PipelineError(f"There is no run to go on with in {settings['resume']} (no config.yaml in it).")
     folder = folder.resolve()
-    if (folder / "metrics.json").is_file() and "test_accuracy" in runs.Run(folder).metrics:
+    whole = (folder / "model.keras").is_file() and (folder / "metrics.json").is_file()
+    if whole and "test_accuracy" in runs.Run(folder).metrics:
         raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
     here = {key: settings[key] for key in OF_A_SITTING}
     kept = config.check({**runs.Run(folder).config, **here, "resume": str(folder)})

@@ -47,7 +47,8 @@ def main():
     except InstallError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or VENV} cannot be written ({error.strerror}); check its owner and the disk.")
+        reason = error.strerror or error
+        sys.exit(f"error: {error.filename or VENV} cannot be written ({reason}); check its owner and the disk.")
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; the next call installs again", file=sys.stderr)
         sys.exit(130)
@@ -78,6 +79,11 @@ def prepare():
     gpu = has_driver()
     requirements = "requirements-gpu.txt" if gpu else "requirements.txt"
     if VENV.exists() and not reusable():
+        if VENV.is_symlink():
+            raise InstallError(
+                f"{VENV} is a link to an environment that was made elsewhere; remove the link to have one made here, "
+                f"or use that one: make PY={PYTHON} run"
+            )
         shutil.rmtree(VENV)
     if not VENV.exists():
         say("Making .venv")

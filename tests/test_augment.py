@@ -353,6 +353,7 @@ def test_benchmark_figures_are_kept_with_the_machine(tmp_path, monkeypatch):
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     figures = benchmarks.augment.measure(64, (8, 8, 3), 2)
+    monkeypatch.setattr("sys.argv", ["benchmarks.augment"])
     path = results.save("augment", figures, "python -m benchmarks.augment --images 64")
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == f"augment-{device.describe()['device']}.json"

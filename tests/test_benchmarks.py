@@ -48,6 +48,7 @@ def test_a_quick_look_replaces_no_result(tmp_path, monkeypatch):
     for options, suffix in (
         (["--data-dir", "x"], ""),
         (["--data-dir=x", "--workers", "4"], ""),
+        (["--keep"], ""),
         (["--epochs", "1"], "-options"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmark", *options])

@@ -53,6 +53,8 @@ def test_the_command_takes_such_a_folder_too(tmp_path):
         ("optimizer=null", r"takes a name"),
         ("~model", r"model is None; give the name of one in pipeline/conf/model"),
         ("optimizer.weight_decay=abc", r"optimizer\.weight_decay must be null or a number of at least 0, got 'abc'"),
+        ("~model.name", r"The settings lack model\.name; a file of pipeline/conf/model sets it"),
+        ("+dataset.classes=[chat,дом]", r"classes=\[chat,дом\] holds letters that need quotes around each value"),
         ("~optimizer.learning_rate", r"The settings lack optimizer\.learning_rate"),
         ("optimizer.global_clipnorm=0", r"global_clipnorm must be null or above 0"),
         ("optimizer.learning_rate=nan", r"optimizer\.learning_rate must be above 0, got nan"),

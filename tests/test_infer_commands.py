@@ -100,7 +100,7 @@ def test_which_artifact_answers(workplace, monkeypatch, capsys, exported_run):
 def test_no_artifact_names_the_command_that_makes_one(workplace, monkeypatch, trained_run):
     with pytest.raises(PipelineError, match=r"has no model_float32.*there is nothing.*python -m export\.tflite --run"):
         call(monkeypatch, tflite_infer.main, "images", "--run", trained_run.path)
-    with pytest.raises(PipelineError, match=r"has no model_int4\.tflite"):
+    with pytest.raises(PipelineError, match=r"no artifact .model_int4.* it takes model_float32"):
         call(monkeypatch, tflite_infer.main, "images", "--artifact", "model_int4.tflite")
     with pytest.raises(PipelineError, match=r"no artifact 'int8'; did you mean --artifact model_int8\.tflite\?"):
         call(monkeypatch, tflite_infer.main, "images", "--artifact", "int8")

@@ -132,6 +132,23 @@ def test_a_failed_download_is_one_sentence_and_the_last_lines(checkout):
         (folder / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
 
 
+def test_a_link_to_an_environment_is_left_as_it_is(checkout):
+    folder, _ = checkout
+    elsewhere = (folder / ".venv").rename(folder.with_name("environment"))
+    try:
+        (folder / ".venv").symlink_to(elsewhere)
+        (elsewhere / ".installed").unlink(missing_ok=True)
+        (elsewhere / ".installing").touch()  # as an interrupted installation leaves it
+        result = make(folder, "install")
+        assert result.returncode != 0
+        assert ".venv is a link to an environment that was made elsewhere; remove the link" in result.stderr
+        assert (elsewhere / "pyvenv.cfg").is_file()
+    finally:
+        (folder / ".venv").unlink()
+        elsewhere.rename(folder / ".venv")
+        assert make(folder, "install").returncode == 0
+
+
 def test_another_python_is_one_sentence(bootstrap, monkeypatch, capsys):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1, "final", 0))
     with pytest.raises(SystemExit) as stopped:

@@ -411,7 +411,16 @@ def test_the_command_refuses_an_unknown_name(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         cli.run(command.main)
     assert left.value.code == 2
-    assert "no network 'resnet19'; known ones: cnn, fashion_mlp, resnet18, vit_lite" in capsys.readouterr().err
+    assert f"no network 'resnet19'; known ones: {', '.join(models.names())}" in capsys.readouterr().err
+
+
+def test_the_command_shows_the_others_where_one_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "argv", ["pipeline.models", "--input-shape", "30", "30", "3"])
+    with pytest.raises(PipelineError, match="vit_lite needs images of whole patches"):
+        command.main()
+    printed = capsys.readouterr().out
+    assert "resnet18" in printed and "vit_lite" not in printed
 
 
 def test_a_table_of_different_batches_does_not_name_one():

@@ -1,5 +1,6 @@
 """Several runs at once, their comparison, and the optional tracker."""
 
+import http.server
 import importlib.util
 import json
 import os
@@ -7,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline import PipelineError, compare, config, device, runs, tracking, train
 
@@ -95,17 +98,26 @@ def test_a_damaged_run_is_left_out_of_the_comparison(capsys):
 
 def test_damaged_runs_are_left_out_of_the_comparison(capsys):
     train.train(config.compose([*SMALL, "name=whole"]))
+    whole = Path("runs/whole/model_card.json").read_text(encoding="utf-8")
+    settings = yaml.safe_load(Path("runs/whole/config.yaml").read_text(encoding="utf-8"))
     for name, file, content in (
         ("nothing", "metrics.json", "null"),
         ("text", "metrics.json", '{"test_accuracy": "high"}'),
         ("settings", "config.yaml", ""),
         ("card", "model_card.json", '{"class_names": 5}'),
+        ("model", "model_card.json", whole.replace('"model": "cnn"', '"model": null')),
+        ("policy", "config.yaml", yaml.safe_dump({**settings, "augment": "none"})),
     ):
         shutil.copytree("runs/whole", f"runs/{name}")
         Path("runs", name, file).write_text(content, encoding="utf-8")
+    assert "null" in Path("runs/model/model_card.json").read_text(encoding="utf-8")
     assert list(compare.table(Path("runs"))["run"].to_numpy()) == ["whole"]
     said = capsys.readouterr().err
-    assert said.count("left out") == 4 and all(f"left out {name}: " in said for name in ("nothing", "text", "card"))
+    assert said.count("left out") == 6 and all(f"left out {name}: " in said for name in ("nothing", "text", "card"))
+    assert "left out model: its model_card.json has no data set, model or parameters" in said
+    assert "left out policy: its augmentation policy is 'none', which is no mapping" in said
+    with pytest.raises(PipelineError, match="runs/whole is one run; give the folder above it"):
+        compare.table(Path("runs/whole"))
 
 
 def test_comparison_of_nothing_is_one_sentence():
@@ -130,6 +142,29 @@ def test_unknown_tracker_and_missing_package_or_key_are_said_before_training(mon
     with pytest.raises(PipelineError, match="has no key; run: wandb login"):
         train.train(config.compose([*SMALL, "tracker=wandb", "name=keyless"]))
     assert not Path("runs/keyless").exists()
+
+
+def test_a_tracker_whose_server_does_not_answer_is_said_before_training(monkeypatch):
+    from pipeline import workers
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    address = f"http://localhost:{workers._free_ports(1)[0]}"
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    with pytest.raises(PipelineError, match=rf"does not reach {address} \(.*refused\); set WANDB_MODE=offline"):
+        tracking.check_tracker("wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "no address")
+    with pytest.raises(PipelineError, match=r"does not reach no address \(unknown url type"):
+        tracking.check_tracker("wandb")
+    handler = type(
+        "Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": lambda request: request.send_error(404)}
+    )
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://localhost:{server.server_port}")
+        tracking.check_tracker("wandb")  # any answer will do
+        server.shutdown()
 
 
 def test_wandb_keeps_an_offline_run():
@@ -350,6 +385,27 @@ def test_two_tasks_of_slurm_on_one_node_train_together():
     )
 
 
+def test_the_slurm_script_names_the_run_and_starts_the_training(tmp_path):
+    """With an srun that prints what it is given."""
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "${@: -$TAKEN}"\n', encoding="utf-8")
+    (tmp_path / "srun").chmod(0o755)
+    for given, expected in (
+        (["epochs=3"], ["epochs=3", "name=slurm-7"]),
+        (["data_dir=/x name=y"], ["data_dir=/x name=y", "name=slurm-7"]),
+        (["name=big", "epochs=3"], ["name=big", "epochs=3"]),
+        (["resume=runs/big"], ["resume=runs/big"]),
+    ):
+        answer = subprocess.run(
+            ["bash", REPOSITORY / "scripts" / "slurm.sh", *given],
+            capture_output=True,
+            text=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "TAKEN": str(2 + len(expected))},
+        )
+        program, name, *arguments = answer.stdout.splitlines()
+        assert arguments == expected and name == "train", answer.stderr
+        assert program.endswith('-m pipeline.train "$@" cluster=slurm')
+
+
 def test_tasks_of_slurm_are_numbered_in_the_order_of_its_list(monkeypatch):
     from pipeline import cluster
 
@@ -363,6 +419,9 @@ def test_tasks_of_slurm_are_numbered_in_the_order_of_its_list(monkeypatch):
     assert len({worker.partition(":")[2] for worker in workers[:2]}) == 2
     monkeypatch.setenv("SLURM_STEP_ID", "2")  # another step of the job, on the same nodes
     assert not set(workers) & set(cluster._slurm_resolver().cluster_spec().as_dict()["worker"])
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
+    with pytest.raises(PipelineError, match="name 2 nodes and task counts of 1; start again"):
+        cluster._slurm_resolver()
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "17,1")
     with pytest.raises(PipelineError, match="17 tasks share a node; cluster=slurm takes up to 16"):
         cluster._slurm_resolver()

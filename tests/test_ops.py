@@ -255,6 +255,14 @@ def test_graphs_know_the_shapes(built):
     assert graph(tf.zeros([2, 3, 8]), tf.zeros(8)).shape == (2, 3, 8)
 
 
+@pytest.mark.parametrize("types", [("int32", "int32"), ("complex64", "complex64"), ("float16", "float32")])
+def test_types_that_do_not_fit_are_one_sentence(built, types):
+    tf = device.tensorflow()
+    for operations in ("custom", "tensorflow"):
+        with pytest.raises(PipelineError, match=f"one floating-point type, got {types[0]} and {types[1]}"):
+            ops.bias_gelu(tf.ones((2, 3), types[0]), tf.ones(3, types[1]), operations=operations)
+
+
 @pytest.mark.parametrize("shapes", [((2, 3), (4,)), ((2, 3), (2, 3)), ((), (1,)), ((2, 3), ())])
 def test_shapes_that_do_not_fit_are_one_sentence(built, shapes):
     for operations in ("custom", "tensorflow"):

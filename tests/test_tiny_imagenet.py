@@ -124,6 +124,11 @@ def replace(name, content):
     ("damage", "words"),
     [
         (remove("words.txt"), "no readable words.txt"),
+        (remove("wnids.txt"), "no readable wnids.txt"),
+        (
+            replace("val/val_annotations.txt", "val_0.JPEG\tn00000001\nval_0.JPEG\tn00000002\n"),
+            "val/val_annotations.txt in",
+        ),
         (remove("val/val_annotations.txt"), "no readable val/val_annotations.txt"),
         (replace("val/val_annotations.txt", "val_0.JPEG\n"), "Line 1 of val/val_annotations.txt"),
         (

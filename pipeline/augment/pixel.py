@@ -19,13 +19,13 @@ import numpy as np
 
 SOURCE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
-# The operations in the order they are applied; the number is the random stream of the operation, so it never changes.
-FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(8)
+# An operation's number is its random stream, so it never changes; the order of application is that of the kernels.
 OPERATION_COUNT = 8
+FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(OPERATION_COUNT)
 
 # The places of one image's draws in its row of parameters (float32).
-FLIPPED, SHIFT_X, SHIFT_Y, COSINE, SINE, OFFSET, FACTOR, DEVIATION, THRESHOLD, LEFT, TOP, SIDE = range(12)
 PARAMETER_COUNT = 12
+FLIPPED, SHIFT_X, SHIFT_Y, COSINE, SINE, OFFSET, FACTOR, DEVIATION, THRESHOLD, LEFT, TOP, SIDE = range(PARAMETER_COUNT)
 
 # Philox-4x32 (see `philox`): multipliers, key increments, and what the counter's last word says a draw is for.
 MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

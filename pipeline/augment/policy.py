@@ -36,7 +36,7 @@ class Operation:
     """What can be done to an image.
 
     Attributes:
-        number: Its place in the fixed order, and its random stream.
+        number: Its place in a policy's rows, and its random stream.
         summary: One sentence for listings.
         parameter: The name of its parameter in a policy; None without one.
         lowest, highest: The values the parameter may have.
@@ -87,13 +87,17 @@ OPERATIONS: dict[str, Operation] = {
 }  # fmt: skip
 
 
+if [operation.number for operation in OPERATIONS.values()] != list(range(pixel.OPERATION_COUNT)):
+    raise AssertionError("OPERATIONS must be in the order of the numbers in pixel.py: a policy's rows are")
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A checked policy; made by `load_policy`.
 
     Attributes:
         name: For listings and logs.
-        rows: For each operation of `OPERATIONS`: its probability and the two ends of its range, in the kernels' units.
+        rows: By operation's number: its probability and the two ends of its range, in the kernels' units.
     """
 
     name: str

@@ -70,6 +70,12 @@ def read_files(files: dict[str, Path]) -> Contents:
         images_file, labels_file = files[f"{prefix}-images-idx3-ubyte"], files[f"{prefix}-labels-idx1-ubyte"]
         pixels[split] = read_idx(images_file, 3)[..., None]
         labels[split] = read_idx(labels_file, 1).astype(np.int32)
+        if labels[split].max(initial=0) >= len(CLASS_NAMES):
+            raise PipelineError(
+                f"{labels_file} has the label {labels[split].max()}, and there are {len(CLASS_NAMES)} classes; put the "
+                "official file there.",
+                exit_code=1,
+            )
         if len(pixels[split]) != len(labels[split]):
             raise PipelineError(
                 f"{images_file} has {len(pixels[split])} images and {labels_file} {len(labels[split])} labels; "
@@ -111,6 +117,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except OSError as error:
         raise PipelineError(f"{path} cannot be read ({error.strerror or error}).", exit_code=1) from None
     magic = bytes([0, 0, 8, dimensions])
+    if not content:
+        raise PipelineError(f"{path} is empty; delete it and load again.", exit_code=1)
     if content[:4] != magic:
         raise PipelineError(
             f"{path} is no IDX file of bytes with {dimensions} dimensions: it begins with 0x{content[:4].hex()}, not "
@@ -118,14 +126,19 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             exit_code=1,
         )
     start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise PipelineError(f"{path} is truncated inside its header; delete it and load again.", exit_code=1)
     shape = [int.from_bytes(content[offset : offset + 4], "big") for offset in range(4, start, 4)]
-    expected, found = math.prod(shape), max(len(content) - start, 0)
-    if len(content) < start or expected != found:
+    expected, found = math.prod(shape), len(content) - start
+    if expected != found:
         raise PipelineError(
             f"{path} is truncated or damaged: its header declares {expected} values and {found} follow; delete it and "
             "load again.",
             exit_code=1,
         )
+    if 0 in shape[1:]:
+        size = "×".join(map(str, shape[1:]))
+        raise PipelineError(f"{path} declares images of {size} pixels; put the official file there.", exit_code=1)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

@@ -49,7 +49,7 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
         inner = [data_dir / name for name in _FOLDERS]
         candidates = [*inner, *(place / _FOLDERS[0] for place in inner), data_dir]
     places = [place for place in candidates if place.is_dir()]
-    unpacked = next((place for place in places if (place / "wnids.txt").is_file() and (place / "train").is_dir()), None)
+    unpacked = next((place for place in places if (place / "train").is_dir() and _is_tiny_imagenet(place)), None)
     if unpacked is not None:
         files = _Folder(unpacked)
         digest = archives.digest_of([unpacked / name for name in files.names], unpacked)
@@ -57,6 +57,11 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
     found = (archive for place in places for archive in sorted(place.glob("tiny-imagenet-200*.zip")))
     archive = next(found, None) or archives.download(ADDRESS, home / ARCHIVE, DIGEST, progress=settings.progress)
     return Source(str(archive), archives.digest_of([archive], archive.parent), lambda: read(_Zip(archive)))
+
+
+def _is_tiny_imagenet(place: Path) -> bool:
+    """Whether a folder with ``train`` in it is the unpacked data set, one of its lists missing or not."""
+    return (place / "wnids.txt").is_file() or (place / "words.txt").is_file() or (place / _ANNOTATIONS).is_file()
 
 
 class _Folder:
@@ -118,8 +123,10 @@ def read(files: _Folder | _Zip) -> Contents:
         for name, _ in splits[split]:
             try:
                 yield name, _in_colour(files.read(name))
-            except DAMAGED_ZIP:
+            except (KeyError, FileNotFoundError):
                 yield name, None
+            except DAMAGED_ZIP:
+                yield name, ImageError(name, "damaged in the archive")
 
     return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded)
 
@@ -167,6 +174,13 @@ def _validation_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
             exit_code=1,
         )
     annotated = [(f"val/images/{line[0]}", line[1].strip()) for line in lines]
+    twice = [name for name, count in Counter(name for name, _ in annotated).items() if count > 1]
+    if twice:
+        raise PipelineError(
+            f"{_ANNOTATIONS} in {files.location} has {twice[0].rpartition('/')[2]} more than once; get the data set "
+            f"again from {ADDRESS}.",
+            exit_code=1,
+        )
     without = {name for name in files.names if name.startswith("val/images/") and name.lower().endswith(_SUFFIXES)}
     without -= {name for name, _ in annotated}
     if without:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from pipeline import cli, models
+from pipeline import PipelineError, cli, models
 from pipeline.models import summary
 
 
@@ -19,12 +20,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="of the activations (default: 128)")
     arguments = parser.parse_args()
     figures = {}
+    problems = []
     for name in arguments.names or models.names():
-        network = models.build(name, tuple(arguments.input_shape), arguments.classes)
+        try:
+            network = models.build(name, tuple(arguments.input_shape), arguments.classes)
+        except PipelineError as error:
+            problems.append(error)
+            continue
         figures[name] = summary.summarise(network, arguments.batch_size)
     from rich.console import Console
 
-    Console().print(summary.table(figures))
+    if figures:
+        Console().print(summary.table(figures))
+    for problem in problems[:-1]:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise problems[-1]
 
 
 if __name__ == "__main__":

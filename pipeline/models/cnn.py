@@ -37,7 +37,7 @@ def build(
     """
     import keras
 
-    from pipeline import PipelineError
+    from pipeline import PipelineError, is_number
 
     smallest = 2 ** (len(stages) - 1)
     if min(input_shape[:2]) < smallest:
@@ -45,7 +45,7 @@ def build(
             f"cnn with {len(stages)} stages needs images of at least {smallest}×{smallest}, got "
             f"{input_shape[0]}×{input_shape[1]}; set image_size or fewer stages."
         )
-    if not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise PipelineError(f"cnn needs a dropout from 0 to below 1, got {dropout}.")
     images = keras.Input(input_shape, name="images")
     x = images

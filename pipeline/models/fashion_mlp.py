@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline import PipelineError, is_number
 
 
 def build(
@@ -43,7 +43,7 @@ def build(
 
     if not hidden or not all(isinstance(units, int) and units >= 1 for units in hidden):
         raise PipelineError(f"fashion_mlp needs hidden layers of at least one unit, got hidden={list(hidden)}.")
-    if not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise PipelineError(f"fashion_mlp needs a dropout from 0 to below 1, got {dropout}.")
     images = keras.Input(input_shape, name="images")
     x = keras.layers.Flatten(name="flatten")(images)

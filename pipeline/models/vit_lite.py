@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import PipelineError, is_number
+from pipeline import PipelineError, is_number, is_whole
 
 POOLINGS = ("class_token", "mean")
 
@@ -114,7 +114,7 @@ def _check(
     stochastic_depth: float,
 ) -> None:
     for name, value in (("patch", patch), ("depth", depth), ("heads", heads), ("width", width)):
-        if not isinstance(value, int) or value < 1:
+        if not is_whole(value) or value < 1:
             raise PipelineError(f"vit_lite needs a {name} that is a whole number of at least 1, got {value!r}.")
     if input_shape[0] % patch or input_shape[1] % patch:
         raise PipelineError(
@@ -128,5 +128,5 @@ def _check(
     if pooling not in POOLINGS:
         raise PipelineError(f"vit_lite has no pooling {pooling!r}; known ones: {', '.join(POOLINGS)}.")
     for name, value in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
-        if not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:
             raise PipelineError(f"vit_lite needs a {name} from 0 to below 1, got {value}.")

@@ -136,12 +136,16 @@ def bias_gelu(features: Any, bias: Any, *, approximate: bool = False, operations
         A tensor like `features`, on the same device.
 
     Raises:
-        PipelineError: A `bias` that is no vector as long as the last dimension, an unknown `operations`, or ``custom``
-            where that is not possible.
+        PipelineError: Types that are not floating-point or not alike, a `bias` that is no vector as long as the last
+            dimension, an unknown `operations`, or ``custom`` where that is not possible.
     """
     tf = device.tensorflow()
-    features = tf.convert_to_tensor(features)
-    bias = tf.convert_to_tensor(bias, features.dtype)
+    features, bias = tf.convert_to_tensor(features), tf.convert_to_tensor(bias)
+    if not features.dtype.is_floating or bias.dtype != features.dtype:
+        raise PipelineError(
+            f"bias_gelu takes features and a bias of one floating-point type, got {features.dtype.name} and "
+            f"{bias.dtype.name}."
+        )
     if features.shape.rank == 0 or bias.shape.rank not in (1, None):
         raise PipelineError(f"bias_gelu takes features [..., D] and a bias [D], got {features.shape} and {bias.shape}.")
     if features.shape.rank is not None and not features.shape[-1:].is_compatible_with(bias.shape):

@@ -18,6 +18,7 @@ def main() -> int:
     )
     parser.add_argument("--dtypes", nargs="+", choices=ops.DTYPES, default=list(ops.DTYPES))
     parser.add_argument("--no-timing", action="store_true", help="only build and check")
+    parser.add_argument("--keep", action="store_true", help="write the figures to benchmarks/results")
     arguments = parser.parse_args()
     if arguments.rows < 1:
         raise PipelineError(f"--rows must be at least 1, got {arguments.rows}.")
@@ -37,14 +38,17 @@ def main() -> int:
     if arguments.no_timing:
         return 0
 
-    from pipeline import results as kept
-
     shape = (arguments.rows, 1024)
     print(f"\nmicroseconds for {shape[0]} × {shape[1]} = {shape[0] * shape[1] / 2**20:g} Mi elements")
     rows = [row for dtype in arguments.dtypes for row in timing.measure(shape, dtype)]
     print(timing.table(rows))
     bandwidth = max(row.bytes / row.floor for row in rows)
     print(f"\na copy moves {bandwidth / 1e9:,.0f} GB/s; 'of copy' is how much of that our operation reaches")
+    if not arguments.keep:
+        return 0
+
+    from pipeline import results as kept
+
     figures = {
         "shape": list(shape),
         "copy_bytes_per_second": bandwidth,
