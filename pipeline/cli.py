@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline import PipelineError, device
@@ -50,6 +51,23 @@ def run(main: Callable[[], int | None]) -> None:
 def terminated(*_: Any) -> None:
     """What a polite kill does: it ends like Ctrl-C."""
     raise KeyboardInterrupt("a signal (SIGTERM)")
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[None]:
+    """Give back a KeyboardInterrupt that a C++ library has made an error of its own.
+
+    A signal that comes while TensorFlow waits is heard by the next line of Python; where that line belongs to the
+    exception that TensorFlow is just making, pybind11 makes a RuntimeError of both.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        heard = re.search(r"\bKeyboardInterrupt: (.+)", str(error))
+        if heard is None:
+            raise
+        said = [] if heard[1] == "<EMPTY MESSAGE>" else [heard[1]]  # pybind11's words
+        raise KeyboardInterrupt(*said) from None
 
 
 def stopped_by(stop: KeyboardInterrupt) -> str:

@@ -93,10 +93,11 @@ def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run |
         settings = keep_settings(folder, settings, dataset, workers)
         run = None
         try:
-            progress = fit(loop, settings, dataset, folder, callbacks)
-            if workers.is_chief:
-                run = finish(loop, settings, dataset, folder, progress)
-            workers.barrier()
+            with cli.interrupts():
+                progress = fit(loop, settings, dataset, folder, callbacks)
+                if workers.is_chief:
+                    run = finish(loop, settings, dataset, folder, progress)
+                workers.barrier()
         except KeyboardInterrupt as stop:
             raise PipelineError(f"Stopped by {cli.stopped_by(stop)}. {how_to_go_on(folder)}", 130) from None
         except files.DiskError as error:

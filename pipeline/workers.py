@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import PipelineError, cli, cluster, config, device
 
-SECONDS_TO_FOLLOW = 5  # what stops one worker mostly stops the others, each by itself
+SECONDS_TO_FOLLOW = 20  # what stops one worker stops the others, each by itself; inside NCCL it takes a lost heartbeat
 SECONDS_TO_STOP = 10  # after a polite kill: who waits for another worker inside TensorFlow does not hear it
 PORTS = range(20000, 32768)  # below those that Linux hands out by itself
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>

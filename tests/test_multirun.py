@@ -464,6 +464,27 @@ def test_two_workers_that_are_killed_go_on_together():
     assert len(runs.find("pair").metrics["history"]) == finished + 1
 
 
+@pytest.mark.parametrize(("asked", "by"), [(signal.SIGTERM, "a signal (SIGTERM)"), (signal.SIGINT, "Ctrl-C")])
+def test_a_worker_that_is_asked_to_stop_while_another_one_dies_says_how_to_go_on(asked, by):
+    """It hears the signal when TensorFlow returns, which it does with an error of its own."""
+    pair = two_workers("-m", "pipeline.train", "cluster=environment", *SMALL, "epochs=100000", "name=pair")
+    for _ in range(1200):
+        if list(Path("runs/pair/checkpoints").glob("epoch-*.npz")) or any(worker.poll() is not None for worker in pair):
+            break
+        time.sleep(0.1)
+    pair[1].send_signal(signal.SIGSTOP)
+    time.sleep(1.5)  # the first now waits inside a sum
+    pair[0].send_signal(asked)
+    time.sleep(1.5)
+    assert pair[0].poll() is None
+    pair[1].kill()
+    _, problems = pair[0].communicate(timeout=60)
+    pair[1].communicate()
+    assert pair[0].returncode == 130, problems
+    assert f"Stopped by {by}. Finished epochs are kept; go on with: " in problems
+    assert "Traceback" not in problems
+
+
 def started(*arguments):
     """`python -m pipeline.workers 2 ARGUMENTS`, and a wait for one more finished epoch of the run ``pair``."""
     before = {path.name for path in Path("runs/pair/checkpoints").glob("epoch-*.npz")}

@@ -592,14 +592,18 @@ def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_
     from pipeline.ops import __main__ as command
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(sys, "argv", ["ops", "--rows", "8", "--dtypes", "float32"])
+    chosen = ["--rows", "8", "--dtypes", "float32"]
+    monkeypatch.setattr(sys, "argv", ["ops", *chosen])
     assert command.main() == 0
     printed = capsys.readouterr().out
     assert "ok     worked example" in printed and "XLA" in printed and "of copy" in printed
+    assert not (tmp_path / "results").exists()  # a look replaces no figure
+    monkeypatch.setattr(sys, "argv", ["ops", *chosen, "--keep"])
+    assert command.main() == 0
     kept = json.loads(
         (tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}-options.json").read_text(encoding="utf-8")
     )
-    assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32"
+    assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32 --keep"
     rows = kept["figures"]["operations"]
     assert len(rows) == 6 and all(row["seconds"][way] > 0 for row in rows for way in timing.WAYS)
     assert {row["bytes"] for row in rows} == {2 * 4 * 8 * 1024, 3 * 4 * 8 * 1024}

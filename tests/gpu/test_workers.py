@@ -46,14 +46,17 @@ def test_two_gpus_train_one_network_by_nccl(tmp_path):
 
 
 def test_nccl_and_the_ring_through_the_hosts_train_alike():
+    """In a training whose losses are off by 7 % or more where half of each gradient is missing, and by 0.2 % at most
+    where each of its numbers is wrong by a hundredth."""
+    chosen = ["dataset=digits", "epochs=3", "precision=float32", "model=fashion_mlp", "model.dropout=0"]
+    chosen += ["model.operations=tensorflow", "optimizer.learning_rate=0.05", "optimizer.global_clipnorm=null"]
     losses = {}
     for way in ("nccl", "ring"):
-        launcher = start("dataset=digits", "epochs=3", "precision=float32", f"communication={way}", f"name={way}")
+        launcher = start(*chosen, f"communication={way}", f"name={way}")
         _, problems = launcher.communicate(timeout=300)
         assert launcher.returncode == 0, problems
         losses[way] = [epoch["loss"] for epoch in runs.find(way).metrics["history"]]
-    np.testing.assert_allclose(losses["nccl"][0], losses["ring"][0], rtol=0.01)
-    np.testing.assert_allclose(losses["nccl"], losses["ring"], rtol=0.1)  # what cuDNN rounds otherwise grows
+    np.testing.assert_allclose(losses["nccl"], losses["ring"], rtol=0.01)
 
 
 def test_a_worker_that_is_killed_ends_the_other_and_both_go_on():
@@ -68,7 +71,7 @@ def test_a_worker_that_is_killed_ends_the_other_and_both_go_on():
     psutil.Process(launcher.pid).children()[1].kill()
     _, problems = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
-    assert "Worker 1 was ended by SIGKILL." in problems and "Traceback" not in problems
+    assert "Worker 1 was ended by SIGKILL." in problems and "Traceback" not in problems, problems
     finished = max(int(path.stem.split("-")[1]) for path in checkpoints.glob("epoch-*.npz"))
     kept = Path("runs/pair/config.yaml")
     text = kept.read_text(encoding="utf-8")
