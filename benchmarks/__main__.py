@@ -15,7 +15,9 @@ import time
 from benchmarks import check_names
 from pipeline import PipelineError, cli, device
 
-PRESETS = ("highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu")
+PRESETS = (
+    "highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu", "fashion_vit",
+)  # fmt: skip
 QUESTIONS = {
     "augment": ["benchmarks.augment"],
     "train": ["benchmarks.train", "--data-dir", "DATA"],

@@ -83,7 +83,7 @@ def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
     assert everything.main() == 1
     assert "failed: ops" in capfd.readouterr().err
     assert ["-m", "benchmarks.experiments", "hybrid_resnet18", "--data-dir", "my data"] in asked
-    assert len(asked) == len(everything.QUESTIONS) - 1 == 12  # two GPUs are asked for where there are two
+    assert len(asked) == len(everything.QUESTIONS) - 1 == 13  # two GPUs are asked for where there are two
     for arguments, sentence in (
         ([], "train, .* need --data-dir"),
         (["speed"], "no benchmark speed; known ones: augment"),
