@@ -16,6 +16,7 @@ import lzma
 import os
 import secrets
 import shutil
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -116,8 +117,17 @@ def write_json(path: Path, content: Any) -> None:
 def write_figure(path: Path, figure: Any) -> None:
     """Write a matplotlib figure as PNG, whole or not at all."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
+    with without_glyph_warnings():
+        figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
     write(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Letters that matplotlib's font lacks are drawn as boxes, without a warning for each of them in each figure."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        yield
 
 
 @contextlib.contextmanager

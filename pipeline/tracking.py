@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy
 
-from pipeline import PipelineError, device, first_line, ops
+from pipeline import PipelineError, device, files, first_line, ops
 
 GALLERY_IMAGES = 8
+WANDB_OFFLINE = ("offline", "disabled", "dryrun")
 WANDB_SERVER = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 10
 
@@ -104,7 +105,7 @@ def check_tracker(tracker: str | None) -> None:
         raise PipelineError(f"tracker is {tracker!r}; known values: none, wandb.")
     if importlib.util.find_spec("wandb") is None:
         raise PipelineError("tracker=wandb needs the package wandb; run: pip install -r requirements-extras.txt")
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+    if os.environ.get("WANDB_MODE") in WANDB_OFFLINE:
         return
     try:
         known = netrc.netrc().hosts
@@ -145,7 +146,7 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
                     project="gpu-image-pipeline",
                     name=name,
                     id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                    resume="allow",
+                    resume=None if os.environ.get("WANDB_MODE") in WANDB_OFFLINE else "allow",
                     config=settings,
                     dir=str(folder),
                     reinit="finish_previous",
@@ -182,7 +183,8 @@ def figure_pixels(figure: Any) -> numpy.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with files.without_glyph_warnings():
+        canvas.draw()
     return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

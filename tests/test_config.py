@@ -80,3 +80,11 @@ def test_a_damaged_policy_file_stops_only_those_who_ask_for_it(tmp_path, monkeyp
         PipelineError, match=r"no augmentation policy '\.\./good'; known ones: (broken, good|good, broken)"
     ):
         augment.load_policy("../good")
+
+
+def test_a_network_chooses_its_optimizer_and_the_command_line_decides():
+    """A Transformer hardly learns with what suits a convolutional network."""
+    given = ([], ["model=vit_lite"], ["model=vit_lite", "optimizer=sgd"], ["experiment=highperf_cnn"])
+    chosen = [config.compose(overrides)["optimizer"] for overrides in given]
+    rates = [(one["name"], one["learning_rate"]) for one in chosen]
+    assert rates == [("sgd", 0.3), ("adam", 1e-3), ("sgd", 0.3), ("sgd", 0.3)]

@@ -318,6 +318,7 @@ echo "$@" >> {calls}
 while [ $# -gt 0 ]; do if [ "$1" = -o ]; then target=$2; fi; shift; done
 sleep "${{FAKE_SLEEP:-0}}"
 if [ -n "$FAKE_ERROR" ]; then echo "$FAKE_ERROR" >&2; exit 1; fi
+if [ -n "$FAKE_NOTHING" ]; then exit 0; fi
 echo object > "$target"
 """,
         encoding="utf-8",
@@ -410,6 +411,13 @@ def test_a_compiler_that_fails_is_one_sentence(fake_compiler, monkeypatch, tmp_p
     with pytest.raises(PipelineError, match=sentence) as caught:
         building.build()
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_a_compiler_that_writes_nothing_is_one_sentence(fake_compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_NOTHING", "1")
+    with pytest.raises(PipelineError, match=r"fake-g\+\+ does not compile .* \(it ended well and left no library\)\.$"):
+        building.build()
     assert left_in(tmp_path / "cache") == []
 
 

@@ -1,12 +1,13 @@
 """The pictures show what they were given."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from pipeline import device, plots
+from pipeline import device, evaluate, files, plots, tracking
 
 RNG = np.random.default_rng(5)
 
@@ -67,3 +68,12 @@ def test_no_figure_stays_open():
     plots.class_bars(["a"], {"n": np.array([1])})
     plots.histogram(np.zeros((1, 2, 2, 1), np.uint8) if not device.has_gpu() else device.xp().zeros((1, 2, 2, 1), "u1"))
     assert pyplot.get_fignums() == before
+
+
+def test_class_names_in_any_script_make_no_warning(tmp_path):
+    figure = evaluate.confusion_figure(np.array([0, 1]), np.array([0, 1]), ["猫", "дом"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files.write_figure(tmp_path / "confusion.png", figure)
+        assert tracking.figure_pixels(figure).std() > 0
+    assert (tmp_path / "confusion.png").stat().st_size > 1000

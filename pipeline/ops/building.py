@@ -236,9 +236,11 @@ def _compile(tools: Toolchain, folder: Path) -> None:
                 if process.poll() is None:
                     process.kill()
                 process.communicate()
+    library = folder / LIBRARY
+    if not library.is_file():
+        raise _failure(tools.compiler, "it ended well and left no library")
     for path in folder.glob("*.o"):
         path.unlink()
-    library = folder / LIBRARY
     _digest_file(library).write_text(_digest_of(library), encoding="utf-8")
 
 
