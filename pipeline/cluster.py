@@ -85,7 +85,7 @@ class Cluster:
         """Make sure that all workers mean the same training; every worker must call it.
 
         Args:
-            facts: What must be alike, as text, by its name in a sentence.
+            facts: What must be alike, as text, by its name in a sentence; the names themselves must be alike.
 
         Raises:
             PipelineError: Some are not; in all workers, with the same sentence.
@@ -99,7 +99,9 @@ class Cluster:
             table = _sum(self.count, tf.constant(table), Key.FACTS, HOSTS_GROUP_KEY, "ring").numpy()
         others = [index for index in range(self.count) if (table[index] != table[0]).any()]
         if others:
-            different = [name for name, column in zip(facts, table.T, strict=True) if (column != column[0]).any()]
+            different = [
+                name for name, own, first in zip(facts, table[others[0]], table[0], strict=True) if own != first
+            ]
             raise PipelineError(
                 f"All workers must train alike; worker {others[0]} and worker 0 have different: {', '.join(different)}."
             )

@@ -169,6 +169,10 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
     missing = [key for key in _top_level() if key not in settings]
     if missing:
         raise PipelineError(f"The settings lack {', '.join(missing)}.")
+    known_keys = {*_top_level(), "dataset", "model", "augment", "optimizer", "hydra", "data_digest"}
+    unknown = [key for key in settings if key not in known_keys]
+    if unknown:
+        raise PipelineError(f"There is no setting {unknown[0]!r}; {_hint(unknown[0])}")
     for key, known in CHOICES.items():
         if settings[key] not in known:
             raise PipelineError(

@@ -282,8 +282,8 @@ def _training_graph(
 ) -> Callable:
     """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
-    Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because it cannot
-    compile the sum between them.
+    Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because its sum does
+    not reach other processes (docs/decisions.md).
 
     Returns the sum of the losses and the number of correct images, float32 scalars.
     """

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import secrets
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
     known = (", ".join(shown) or "none") + more
     if any(folder.is_dir() for folder in candidates):
         started = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
-        way_on = f"go on with it: {TRAIN_COMMAND.split(' dataset=')[0]} resume={started}; " if started else ""
+        way_on = f"go on with it: python -m pipeline.train resume={shlex.quote(str(started))}; " if started else ""
         raise PipelineError(f"The run {wanted} is not finished (no model.keras in it); {way_on}finished runs: {known}.")
     raise PipelineError(f"There is no run {wanted}; finished runs: {known}. Make one: {TRAIN_COMMAND}")
 

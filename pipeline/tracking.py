@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import importlib.util
 import netrc
-import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,6 @@ from pipeline import PipelineError, device, files, first_line, ops
 
 GALLERY_IMAGES = 8
 WANDB_OFFLINE = ("offline", "disabled", "dryrun")
-WANDB_SERVER = "https://api.wandb.ai"
 SECONDS_TO_ANSWER = 10
 
 
@@ -105,15 +105,21 @@ def check_tracker(tracker: str | None) -> None:
         raise PipelineError(f"tracker is {tracker!r}; known values: none, wandb.")
     if importlib.util.find_spec("wandb") is None:
         raise PipelineError("tracker=wandb needs the package wandb; run: pip install -r requirements-extras.txt")
-    if os.environ.get("WANDB_MODE") in WANDB_OFFLINE:
+    import wandb
+
+    try:
+        chosen = wandb.setup().settings  # of its own files and variables
+    except Exception as error:  # wandb's own errors have no common class
+        raise PipelineError(f"tracker=wandb cannot be set up ({first_line(error)}).") from None
+    if chosen.mode in WANDB_OFFLINE:
         return
     try:
         known = netrc.netrc().hosts
     except (OSError, netrc.NetrcParseError):
         known = {}
-    if not os.environ.get("WANDB_API_KEY") and not any("wandb" in host for host in known):
+    if not chosen.api_key and urllib.parse.urlsplit(chosen.base_url).hostname not in known:
         raise PipelineError("tracker=wandb has no key; run: wandb login, or set WANDB_MODE=offline to keep it local.")
-    _reach(os.environ.get("WANDB_BASE_URL", WANDB_SERVER))
+    _reach(chosen.base_url)
 
 
 def _reach(address: str) -> None:
@@ -122,7 +128,7 @@ def _reach(address: str) -> None:
         urllib.request.urlopen(address, timeout=SECONDS_TO_ANSWER).close()
     except urllib.error.HTTPError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = first_line(getattr(error, "reason", error))
         raise PipelineError(f"tracker=wandb does not reach {address} ({reason}); set WANDB_MODE=offline.") from None
 
@@ -146,7 +152,7 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
                     project="gpu-image-pipeline",
                     name=name,
                     id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                    resume=None if os.environ.get("WANDB_MODE") in WANDB_OFFLINE else "allow",
+                    resume=None if wandb.setup().settings.mode in WANDB_OFFLINE else "allow",
                     config=settings,
                     dir=str(folder),
                     reinit="finish_previous",

@@ -46,13 +46,8 @@ LOGS = Path("logs")
 TOP5_ABOVE_CLASSES = 10  # with fewer classes the top-5 accuracy says little
 FEW_VALIDATION_IMAGES = 100
 OF_A_SITTING = ("cluster", "communication")  # settings that a resumed run takes anew
-OF_A_MACHINE = (
-    "name",
-    "resume",
-    "data_dir",
-    "data_digest",
-    "tracker",
-)  # and those that may be otherwise for each worker
+OF_A_MACHINE = ("name", "resume", "data_dir", "data_digest", "tracker")  # settings that need not be alike for workers
+OF_THE_DISK = ("data_dir", "cache_dir", "progress")  # and those of the data set
 
 
 def train(settings: dict[str, Any], callbacks: Sequence[Any] = ()) -> runs.Run | None:
@@ -229,10 +224,10 @@ def what_is_trained(
 ) -> dict[str, str]:
     """All that workers must have in common to train one network, as text by its name in a sentence."""
     kept = {key: value for key, value in settings.items() if key not in OF_A_SITTING and key not in OF_A_MACHINE}
-    places = {key: value for key, value in kept.pop("dataset").items() if key not in ("data_dir", "cache_dir")}
+    of_the_data = {key: value for key, value in kept.pop("dataset").items() if key not in OF_THE_DISK}
     return {
         **{key: repr(value) for key, value in sorted(kept.items())},
-        "dataset": repr(places),
+        "dataset": repr(of_the_data),
         "communication": loop.workers.communication,
         "precision": chosen_precision(settings["precision"]),
         "xla": repr(loop.xla),

@@ -110,7 +110,7 @@ def test_damaged_runs_are_left_out_of_the_comparison(capsys):
     ):
         shutil.copytree("runs/whole", f"runs/{name}")
         Path("runs", name, file).write_text(content, encoding="utf-8")
-    assert "null" in Path("runs/model/model_card.json").read_text(encoding="utf-8")
+    assert '"model": null' in Path("runs/model/model_card.json").read_text(encoding="utf-8")
     assert list(compare.table(Path("runs"))["run"].to_numpy()) == ["whole"]
     said = capsys.readouterr().err
     assert said.count("left out") == 6 and all(f"left out {name}: " in said for name in ("nothing", "text", "card"))
@@ -134,29 +134,43 @@ def test_unknown_tracker_and_missing_package_or_key_are_said_before_training(mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PipelineError, match=r"pip install -r requirements-extras.txt"):
         tracking.check_tracker("wandb")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("HOME", str(Path.cwd()))
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """The package, without any settings or keys of this machine."""
+    package = pytest.importorskip("wandb")
+    for name in ("API_KEY", "MODE", "BASE_URL"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    package.teardown()  # it reads its settings once
+    yield package
+    package.teardown()
+
+
+def test_a_tracker_without_a_key_is_said_before_training(wandb):
     with pytest.raises(PipelineError, match="has no key; run: wandb login"):
         train.train(config.compose([*SMALL, "tracker=wandb", "name=keyless"]))
     assert not Path("runs/keyless").exists()
 
 
-def test_a_tracker_whose_server_does_not_answer_is_said_before_training(monkeypatch):
+def test_a_tracker_whose_server_does_not_answer_is_said_before_training(wandb, monkeypatch):
     from pipeline import workers
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
     address = f"http://localhost:{workers._free_ports(1)[0]}"
-    monkeypatch.setenv("WANDB_BASE_URL", address)
+    (Path.cwd() / "home" / "settings").write_text(f"[default]\nbase_url = {address}\n", encoding="utf-8")
     with pytest.raises(PipelineError, match=rf"does not reach {address} \(.*refused\); set WANDB_MODE=offline"):
         tracking.check_tracker("wandb")
-    monkeypatch.setenv("WANDB_BASE_URL", "no address")
-    with pytest.raises(PipelineError, match=r"does not reach no address \(unknown url type"):
-        tracking.check_tracker("wandb")
+    for wrong, problem in (("no address", "cannot be set up"), ("http://localhost:abc", "cannot be set up|reach")):
+        wandb.teardown()
+        monkeypatch.setenv("WANDB_BASE_URL", wrong)
+        with pytest.raises(PipelineError, match=f"tracker=wandb .*({problem})"):
+            tracking.check_tracker("wandb")
+    wandb.teardown()
     handler = type(
         "Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": lambda request: request.send_error(404)}
     )
@@ -219,6 +233,7 @@ def each_with(environments, arguments):
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", **environment},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
         for environment in environments
     ]
@@ -336,9 +351,7 @@ def test_each_row_of_facts_counts_whatever_their_mean_is(monkeypatch):
 
     tf = device.tensorflow()
     rows = {}
-    monkeypatch.setattr(
-        cluster, "_sum", lambda count, own, *_: tf.constant(sum(rows.values(), own.numpy())) if rows else own
-    )
+    monkeypatch.setattr(cluster, "_sum", lambda count, own, *_: tf.constant(sum(rows.values(), own.numpy())))
     middle = cluster.Cluster(1, 3)
     for index, answer in ((0, [1, 5, 0]), (2, [3, 5, 0])):
         rows[index] = np.zeros((3, 3), np.float32)
@@ -346,8 +359,10 @@ def test_each_row_of_facts_counts_whatever_their_mean_is(monkeypatch):
     monkeypatch.setattr(cluster.hashlib, "sha256", lambda text: Digest(int(text)))
     with pytest.raises(PipelineError, match="worker 1 and worker 0 have different: epochs\\."):
         middle.check_alike({"epochs": "2", "seed": "5", "model": "0"})
-    with pytest.raises(PipelineError, match="have different: epochs, seed\\."):
+    with pytest.raises(PipelineError, match="worker 1 and worker 0 have different: epochs, seed\\."):
         middle.check_alike({"epochs": "2", "seed": "6", "model": "0"})
+    with pytest.raises(PipelineError, match="worker 1 and worker 0 have different: seed\\."):  # and worker 2 its epochs
+        middle.check_alike({"epochs": "1", "seed": "6", "model": "0"})
     cluster.Cluster().check_alike({"epochs": "2"})
 
 
@@ -467,15 +482,21 @@ def test_two_workers_that_are_killed_go_on_together():
 @pytest.mark.parametrize(("asked", "by"), [(signal.SIGTERM, "a signal (SIGTERM)"), (signal.SIGINT, "Ctrl-C")])
 def test_a_worker_that_is_asked_to_stop_while_another_one_dies_says_how_to_go_on(asked, by):
     """It hears the signal when TensorFlow returns, which it does with an error of its own."""
+    import psutil
+
     pair = two_workers("-m", "pipeline.train", "cluster=environment", *SMALL, "epochs=100000", "name=pair")
     for _ in range(1200):
         if list(Path("runs/pair/checkpoints").glob("epoch-*.npz")) or any(worker.poll() is not None for worker in pair):
             break
         time.sleep(0.1)
+    assert list(Path("runs/pair/checkpoints").glob("epoch-*.npz"))
     pair[1].send_signal(signal.SIGSTOP)
-    time.sleep(1.5)  # the first now waits inside a sum
+    first, used = psutil.Process(pair[0].pid), -1.0
+    while sum(first.cpu_times()[:2]) - used > 0.05:  # until it waits inside a sum
+        used = sum(first.cpu_times()[:2])
+        time.sleep(1)
     pair[0].send_signal(asked)
-    time.sleep(1.5)
+    time.sleep(1)
     assert pair[0].poll() is None
     pair[1].kill()
     _, problems = pair[0].communicate(timeout=60)

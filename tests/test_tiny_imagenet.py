@@ -184,7 +184,8 @@ def test_a_damaged_member_of_the_archive_is_listed(tmp_path, tmp_path_factory):
     content[place + 200 : place + 220] = bytes(20)
     archive.write_bytes(content)
     dataset = datasets.load("tiny_imagenet", tmp_path, max_rejected=0.1)
-    assert [image.path for image in dataset.rejected] == ["val/images/val_1.JPEG"]
+    (rejected,) = dataset.rejected
+    assert (rejected.path, rejected.reason) == ("val/images/val_1.JPEG", "damaged in the archive")
 
 
 def test_no_archive_gets_one_sentence(tmp_path):

@@ -22,7 +22,8 @@ from pipeline.datasets.images import ImageError, decode_image, fit_image
 SPLITS = ("train", "validation", "test")
 _BATCH = 32  # images that a thread decodes at once
 
-Encoded = bytes | Path | np.ndarray | None  # an image: encoded, in a file, as pixels, or missing
+# An image: encoded, in a file, as pixels, known to be unreadable, or missing.
+Encoded = bytes | Path | np.ndarray | ImageError | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,6 +125,8 @@ def read(files: _Folder | _Zip) -> Contents:
                 yield name, _in_colour(files.read(name))
             except (KeyError, FileNotFoundError):
                 yield name, None
+            except OSError as error:
+                yield name, ImageError(name, error.strerror or str(error))
             except DAMAGED_ZIP:
                 yield name, ImageError(name, "damaged in the archive")
 

@@ -140,7 +140,8 @@ def bias_gelu(features: Any, bias: Any, *, approximate: bool = False, operations
             dimension, an unknown `operations`, or ``custom`` where that is not possible.
     """
     tf = device.tensorflow()
-    features, bias = tf.convert_to_tensor(features), tf.convert_to_tensor(bias)
+    features = tf.convert_to_tensor(features)
+    bias = tf.convert_to_tensor(bias, dtype_hint=features.dtype)
     if not features.dtype.is_floating or bias.dtype != features.dtype:
         raise PipelineError(
             f"bias_gelu takes features and a bias of one floating-point type, got {features.dtype.name} and "
