@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notebooks.write_report([path for path in there if path.is_file()], folder.name, report)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
     of_a_run = any({"run", "name"} & set(chapter.defaults) for chapter in chapters)
-    _summary(given.get("run"), executed_folder, report, artifacts_too=of_a_run)
+    places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
+    print(" · ".join([*places, *(_artifacts(given.get("run")) if of_a_run else [])]))
     return 0
 
 
@@ -192,12 +193,8 @@ def _held(folder: Path, executed_folder: Path) -> Iterator[None]:
         yield
 
 
-def _summary(run: Any, executed_folder: Path, report: Path, artifacts_too: bool = True) -> None:
-    """The table of a run's artifacts and the line that says where everything is."""
-    places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
-    if not artifacts_too:
-        print(" · ".join(places))
-        return
+def _artifacts(run: Any) -> list[str]:
+    """Print the table of a run's artifacts; returns where they are, or nothing where there are none."""
     with contextlib.suppress(PipelineError):  # a selection of notebooks needs no finished run
         found = runs.find(run)
         from rich.console import Console
@@ -209,8 +206,8 @@ def _summary(run: Any, executed_folder: Path, report: Path, artifacts_too: bool 
             export_dir = (
                 runs.RUNS / found.name / "export" if found.path.parent == runs.RUNS.resolve() else found.export_dir
             )
-            places.append(f"artifacts: {export_dir}")
-    print(" · ".join(places))
+            return [f"artifacts: {export_dir}"]
+    return []
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ CHOICES = {
     "communication": ("auto", "nccl", "ring"),
     "xla": ("auto", True, False, "clusters"),
 }
+GROUPS = ("dataset", "model", "augment", "optimizer")
 TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir", "hydra.sweep.dir")  # as typed
 
 
@@ -166,11 +167,11 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         PipelineError: One is missing, of the wrong type or out of range.
     """
-    missing = [key for key in _top_level() if key not in settings]
+    expected = _top_level()
+    missing = [key for key in expected if key not in settings]
     if missing:
         raise PipelineError(f"The settings lack {', '.join(missing)}.")
-    known_keys = {*_top_level(), "dataset", "model", "augment", "optimizer", "hydra", "data_digest"}
-    unknown = [key for key in settings if key not in known_keys]
+    unknown = [key for key in settings if key not in (*expected, *GROUPS, "hydra", "data_digest")]
     if unknown:
         raise PipelineError(f"There is no setting {unknown[0]!r}; {_hint(unknown[0])}")
     for key, known in CHOICES.items():
@@ -186,13 +187,12 @@ def check(settings: dict[str, Any]) -> dict[str, Any]:
     for key in ("label_smoothing", "warmup"):
         if not is_number(settings[key]) or not 0 <= settings[key] < 1:
             raise PipelineError(f"{key} must be at least 0 and below 1, got {settings[key]!r}.")
-    for group in ("dataset", "model", "augment", "optimizer"):
+    for group in GROUPS:
         if not isinstance(settings.get(group), dict):
             raise PipelineError(f"{group} is {settings.get(group)!r}; give the name of one in pipeline/conf/{group}.")
-    for key in ("dataset.name", "model.name", "optimizer.name", "optimizer.learning_rate"):
-        group, _, inside = key.partition(".")
-        if inside not in settings[group]:
-            raise PipelineError(f"The settings lack {key}; a file of pipeline/conf/{group} sets it.")
+    for group, key in (("dataset", "name"), ("model", "name"), ("optimizer", "name"), ("optimizer", "learning_rate")):
+        if key not in settings[group]:
+            raise PipelineError(f"The settings lack {group}.{key}; a file of pipeline/conf/{group} sets it.")
     for key, value in settings["optimizer"].items():
         if key == "learning_rate" and not (is_number(value) and value > 0):
             raise PipelineError(f"optimizer.learning_rate must be above 0, got {value!r}.")

@@ -222,14 +222,17 @@ def fit(
 def what_is_trained(
     loop: Loop, settings: dict[str, Any], dataset: Any, progress: checkpoints.Progress
 ) -> dict[str, str]:
-    """All that workers must have in common to train one network, as text by its name in a sentence."""
+    """All that workers must have in common to train one network, as text by its name in a sentence.
+
+    Args:
+        settings: From `keep_settings`, with the precision that was chosen.
+    """
     kept = {key: value for key, value in settings.items() if key not in OF_A_SITTING and key not in OF_A_MACHINE}
     of_the_data = {key: value for key, value in kept.pop("dataset").items() if key not in OF_THE_DISK}
     return {
         **{key: repr(value) for key, value in sorted(kept.items())},
         "dataset": repr(of_the_data),
         "communication": loop.workers.communication,
-        "precision": chosen_precision(settings["precision"]),
         "xla": repr(loop.xla),
         "the data set's images": dataset.digest,
         "finished epochs": str(progress.epoch),

@@ -239,6 +239,15 @@ def each_with(environments, arguments):
     ]
 
 
+def wait_for(epoch, processes):
+    """Wait until `epoch()` finds a finished one, or one of the processes has ended."""
+    for _ in range(1200):
+        if epoch() or any(process.poll() is not None for process in processes):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no epoch was finished")
+
+
 def two_workers_described():
     """The variables that make two processes workers of one cluster."""
     from pipeline import workers
@@ -459,10 +468,7 @@ def test_two_workers_that_are_killed_go_on_together():
     training = ("-m", "pipeline.train", "cluster=environment")
     workers = two_workers(*training, *SMALL, "epochs=500", "name=pair")
     checkpoints = Path("runs/pair/checkpoints")
-    for _ in range(1200):
-        if list(checkpoints.glob("epoch-00003.npz")) or any(worker.poll() is not None for worker in workers):
-            break
-        time.sleep(0.1)
+    wait_for(lambda: list(checkpoints.glob("epoch-00003.npz")), workers)
     for worker in workers:
         worker.kill()
         worker.wait()
@@ -485,10 +491,7 @@ def test_a_worker_that_is_asked_to_stop_while_another_one_dies_says_how_to_go_on
     import psutil
 
     pair = two_workers("-m", "pipeline.train", "cluster=environment", *SMALL, "epochs=100000", "name=pair")
-    for _ in range(1200):
-        if list(Path("runs/pair/checkpoints").glob("epoch-*.npz")) or any(worker.poll() is not None for worker in pair):
-            break
-        time.sleep(0.1)
+    wait_for(lambda: list(Path("runs/pair/checkpoints").glob("epoch-*.npz")), pair)
     assert list(Path("runs/pair/checkpoints").glob("epoch-*.npz"))
     pair[1].send_signal(signal.SIGSTOP)
     first, used = psutil.Process(pair[0].pid), -1.0
@@ -516,12 +519,8 @@ def started(*arguments):
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu"},
     )
-    for _ in range(1200):
-        now = {path.name for path in Path("runs/pair/checkpoints").glob("epoch-*.npz")}
-        if now - before or launcher.poll() is not None:
-            return launcher
-        time.sleep(0.1)
-    raise AssertionError("no epoch was finished")
+    wait_for(lambda: {path.name for path in Path("runs/pair/checkpoints").glob("epoch-*.npz")} - before, [launcher])
+    return launcher
 
 
 def test_workers_of_one_machine_end_together_and_go_on():

@@ -127,7 +127,7 @@ def replace(name, content):
         (remove("wnids.txt"), "no readable wnids.txt"),
         (
             replace("val/val_annotations.txt", "val_0.JPEG\tn00000001\nval_0.JPEG\tn00000002\n"),
-            "val/val_annotations.txt in",
+            "has val_0.JPEG more than once",
         ),
         (remove("val/val_annotations.txt"), "no readable val/val_annotations.txt"),
         (replace("val/val_annotations.txt", "val_0.JPEG\n"), "Line 1 of val/val_annotations.txt"),

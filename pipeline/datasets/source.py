@@ -184,10 +184,9 @@ def _decode_some(
         if source is None:
             results.append((name, columns.Rejected(name, "there is no image data")))
             continue
-        if isinstance(source, ImageError):
-            results.append((name, columns.Rejected(name, source.reason)))
-            continue
         try:
+            if isinstance(source, ImageError):
+                raise source
             image = source if isinstance(source, np.ndarray) else decode_image(source)
         except ImageError as error:
             results.append((name, columns.Rejected(name, error.reason)))

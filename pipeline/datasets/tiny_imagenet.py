@@ -31,6 +31,7 @@ DIGEST = "md5:90528d7ca1a48142e341f4ef8d21d0de"  # of the file there; the site i
 ARCHIVE = "tiny-imagenet-200.zip"
 _FOLDERS = ("tiny-imagenet-200", "tiny-imagenet", "tiny_imagenet")
 _ANNOTATIONS = "val/val_annotations.txt"
+_LISTS = ("wnids.txt", "words.txt", _ANNOTATIONS)
 _SUFFIXES = (".jpeg", ".jpg")
 
 
@@ -61,7 +62,7 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
 
 def _is_tiny_imagenet(place: Path) -> bool:
     """Whether a folder with ``train`` in it is the unpacked data set, one of its lists missing or not."""
-    return (place / "wnids.txt").is_file() or (place / "words.txt").is_file() or (place / _ANNOTATIONS).is_file()
+    return any((place / name).is_file() for name in _LISTS)
 
 
 class _Folder:
@@ -70,7 +71,7 @@ class _Folder:
     def __init__(self, root: Path):
         self.location = str(root)
         self._root = root
-        texts = [name for name in ("wnids.txt", "words.txt", _ANNOTATIONS) if (root / name).is_file()]
+        texts = [name for name in _LISTS if (root / name).is_file()]
         images = (path for split in ("train", "val") for path in (root / split).rglob("*"))
         self.names = texts + sorted(
             path.relative_to(root).as_posix() for path in images if path.suffix.lower() in _SUFFIXES
