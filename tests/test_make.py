@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def bootstrap(checkout):
 def test_the_first_call_installs_and_the_second_does_nothing(checkout):
     folder, first = checkout
     assert first.returncode == 0, first.stderr
-    assert "Making .venv" in first.stdout
+    assert ".venv" in first.stdout
     before = (folder / ".venv" / ".installed").stat().st_mtime_ns
     started = time.monotonic()
     second = make(folder, "install")
@@ -66,7 +67,7 @@ def test_new_requirements_are_installed_into_the_same_environment(checkout):
     (folder / "constraints.txt").write_text("# something else\n", encoding="utf-8")
     result = make(folder, "install")
     assert result.returncode == 0, result.stderr
-    assert "Installing requirements.txt" in result.stdout
+    assert "requirements.txt" in result.stdout
     assert kept.exists()
 
 
@@ -104,7 +105,7 @@ def test_a_moved_checkout_is_installed_again(checkout):
     moved = folder.rename(folder.with_name("there"))
     try:
         result = make(moved, "install")
-        assert "Making .venv" in result.stdout
+        assert ".venv" in result.stdout
         assert str(moved) in (moved / ".venv" / "bin" / "pip").read_text(encoding="utf-8").splitlines()[0]
     finally:
         moved.rename(folder)
@@ -124,7 +125,7 @@ def test_a_failed_download_is_one_sentence_and_the_last_lines(checkout):
             PIP_RETRIES="0",
         )
         assert result.returncode != 0
-        assert "error: The packages could not be downloaded; check the network" in result.stderr
+        assert "pip config list" in result.stderr
         assert "no-such-package-anywhere" in result.stderr
         assert "no-such-package-anywhere" in (folder / ".venv" / "install.log").read_text(encoding="utf-8")
         assert not (folder / ".venv" / ".installed").exists()
@@ -141,7 +142,7 @@ def test_a_link_to_an_environment_is_left_as_it_is(checkout):
         (elsewhere / ".installing").touch()  # as an interrupted installation leaves it
         result = make(folder, "install")
         assert result.returncode != 0
-        assert ".venv is a link to an environment that was made elsewhere; remove the link" in result.stderr
+        assert "make PY=" in result.stderr
         assert (elsewhere / "pyvenv.cfg").is_file()
     finally:
         (folder / ".venv").unlink()
@@ -153,7 +154,6 @@ def test_another_python_is_one_sentence(bootstrap, monkeypatch, capsys):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1, "final", 0))
     with pytest.raises(SystemExit) as stopped:
         bootstrap.main()
-    assert "need Python 3.11" in str(stopped.value)
     assert "apt install python3.11" in str(stopped.value)
 
 
@@ -161,7 +161,6 @@ def test_a_missing_venv_package_is_one_sentence(bootstrap, monkeypatch):
     monkeypatch.setitem(sys.modules, "ensurepip", None)  # as on Debian without python3-venv
     with pytest.raises(SystemExit) as stopped:
         bootstrap.main()
-    assert "cannot make virtual environments" in str(stopped.value)
     assert "python3.11-venv" in str(stopped.value)
 
 
@@ -170,7 +169,7 @@ def test_a_missing_interpreter_is_one_sentence(checkout):
         ["make", "install", "PYTHON=no-such-python"], cwd=checkout[0], capture_output=True, text=True, timeout=60
     )
     assert result.returncode != 0
-    assert "error: no-such-python was not found" in result.stderr
+    assert "no-such-python" in result.stderr
 
 
 def test_a_driver_brings_the_gpu_stack_and_a_failing_tensorrt_stops_nothing(bootstrap, monkeypatch, capsys):
@@ -185,7 +184,7 @@ def test_a_driver_brings_the_gpu_stack_and_a_failing_tensorrt_stops_nothing(boot
     monkeypatch.setattr(bootstrap, "install", install)
     bootstrap.prepare()
     assert asked == ["requirements-gpu.txt", "requirements-tensorrt.txt"]
-    assert "only the TF-TRT export needs it" in capsys.readouterr().out
+    assert "requirements-tensorrt.txt" in capsys.readouterr().out
     asked.clear()
     bootstrap.prepare()
     monkeypatch.setattr(bootstrap, "has_driver", lambda: False)  # PIPELINE_DEVICE=cpu: what is there is enough
@@ -194,16 +193,18 @@ def test_a_driver_brings_the_gpu_stack_and_a_failing_tensorrt_stops_nothing(boot
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("said", "words"),
     [
-        ("OSError: [Errno 28] No space left on device", "No room on the disk"),
-        ("Temporary failure in name resolution", "could not be downloaded"),
-        ("No matching distribution found for x==1 (from versions: 2.0)", "does not have a pinned package"),
-        ("error: subprocess-exited-with-error", "could not install"),
+        ("OSError: [Errno 28] No space left on device", ["disk"]),
+        ("Temporary failure in name resolution", ["pip config list"]),
+        ("No matching distribution found for x==1 (from versions: 2.0)", [platform.machine()]),
+        ("error: subprocess-exited-with-error", []),
     ],
 )
-def test_what_pip_says_becomes_a_sentence(bootstrap, said, sentence):
-    assert sentence in bootstrap.reason(said)
+def test_what_pip_says_becomes_a_sentence(bootstrap, said, words):
+    sentence = bootstrap.reason(said)
+    assert [word for word in ("disk", "pip config list", platform.machine()) if word in sentence] == words
+    assert ".venv/install.log" in sentence
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_the_gpus_tests_without_a_gpu_are_one_sentence():
         pytest.skip("there is a GPU here")
     answer = make(ROOT, "test-gpu", f"PY={sys.executable}", "ARGS=-q")
     assert answer.returncode == 2
-    assert "no NVIDIA GPU was found" in answer.stdout + answer.stderr
+    assert "PIPELINE_DEVICE" in answer.stdout + answer.stderr
     assert "skipped" not in answer.stdout
 
 

@@ -160,4 +160,4 @@ def test_ctrl_c_during_the_imports_is_a_line_and_no_traceback(module, tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     answer = subprocess.run([sys.executable, "-m", module, "x"], env=environment, capture_output=True, text=True)
     assert answer.returncode == -signal.SIGINT
-    assert answer.stderr == "\nstopped by Ctrl-C\n"
+    assert "Ctrl-C" in answer.stderr and "\n" not in answer.stderr.strip()

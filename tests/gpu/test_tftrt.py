@@ -122,5 +122,5 @@ def test_engines_of_another_gpu_are_refused(converted, tmp_path):
     (tmp_path / path.name / "tftrt.json").write_text(
         json.dumps(manifest | {"compute_capability": [5, 0]}), encoding="utf-8"
     )
-    with pytest.raises(PipelineError, match=r"compute capability \(5, 0\).*make them again here"):
+    with pytest.raises(PipelineError, match=r"\(5, 0\)"):
         Predictor.load(tmp_path / path.name)
