@@ -1,10 +1,10 @@
 """One command a question; the answers are kept in `benchmarks/results`, with the machine and the versions."""
 
-from pipeline import PipelineError  # isort: skip  (first of all: Ctrl-C during the imports is a sentence)
-
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from pipeline.core.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,8 @@ import sys
 import time
 
 from benchmarks import check_names
-from pipeline import PipelineError, cli, device
+from pipeline.core import cli, device
+from pipeline.core.errors import PipelineError
 
 PRESETS = (
     "highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu", "fashion_vit",
@@ -21,7 +22,7 @@ PRESETS = (
 QUESTIONS = {
     "augment": ["benchmarks.augment"],
     "train": ["benchmarks.train", "--data-dir", "DATA"],
-    "ops": ["pipeline.ops", "--keep"],
+    "ops": ["benchmarks.ops"],
     "operations": ["benchmarks.operations"],
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
     **{name: ["benchmarks.transcripts", name, "--data-dir", "DATA"] for name in ("pipeline", "trt_infer")},

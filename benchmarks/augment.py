@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy
 
-from pipeline import augment, cli, device, results
+from benchmarks import results
+from pipeline import augment
+from pipeline.core import cli, device
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 POLICIES = ("standard", "none", "light", "strong")

@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy
 
-from benchmarks import check_names
-from pipeline import cli, config, datasets, device, evaluate, files, results
-from pipeline import train as training
+from benchmarks import check_names, results
+from pipeline.core import cli, config, device
+from pipeline.data.load import load_from_settings
+from pipeline.evaluate.figures import training_curves
+from pipeline.evaluate.run import predict_probabilities
+from pipeline.train import setup
 
 
 def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -30,9 +32,9 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     """
     chosen = [f"experiment={name}"]
     settings = config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])])
-    dataset = datasets.from_settings(settings["dataset"])
-    training.seed_everything(settings["seed"])
-    loop = training.build_loop(settings, dataset)
+    dataset = load_from_settings(settings["dataset"])
+    setup.seed_everything(settings["seed"])
+    loop = setup.build_loop(settings, dataset)
     start = [device.to_numpy(variable.value) for variable in loop.variables]
     started = time.perf_counter()
     loop.train_epoch(dataset.train, 0)
@@ -48,14 +50,14 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         measured = loop.evaluate(dataset.validation)
         validation = {f"val_{name}": measured[name] for name in ("loss", "accuracy", "top5")}
         history.append({**logs, **validation})
-    probabilities = evaluate.predict_probabilities(training.portable(loop, settings, dataset), dataset.test.images)
+    probabilities = predict_probabilities(setup.build_deployable(loop, settings, dataset), dataset.test.images)
     labels = device.to_numpy(dataset.test.labels)
     best_five = numpy.argsort(-probabilities, axis=1)[:, :5]
     return {
         "preset": name,
         "overrides": chosen + overrides,
         "batch_size": settings["batch_size"],
-        "precision": training.chosen_precision(settings["precision"]),
+        "precision": setup.resolve_precision(settings["precision"]),
         "xla": loop.xla,
         "train_images": len(dataset.train.labels),
         "classes": dataset.num_classes,
@@ -68,24 +70,6 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
         "test_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
         "test_top5": float((best_five == labels[:, None]).any(axis=1).mean()),
     }
-
-
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Validation accuracy by epoch as a PNG: top-1, and dashed top-5 where there are more than ten classes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for run in runs:
-        epochs = range(1, len(run["history"]) + 1)
-        accuracy, top5 = ([logs[key] for logs in run["history"]] for key in ("val_accuracy", "val_top5"))
-        line = axes.plot(epochs, accuracy, marker="o", markersize=3, label=f"{run['preset']}, top-1")[0]
-        if run["classes"] > training.TOP5_ABOVE_CLASSES:
-            axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{run['preset']}, top-5")
-    axes.set(xlabel="epoch", ylabel="validation accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend()
-    files.write_figure(path, figure)
 
 
 def main() -> None:
@@ -106,7 +90,7 @@ def main() -> None:
         )
         command = results.running("benchmarks.experiments", without={*arguments.names} - {name})
         path = results.save(f"experiment-{name}", run, command)
-        draw([run], path.with_suffix(".png"))
+        training_curves([run], path.with_suffix(".png"))
         print(f"written to {path}")
 
 

@@ -12,9 +12,12 @@ import argparse
 import math
 from typing import Any
 
-from benchmarks.train import timed_epochs
-from pipeline import cli, config, datasets, device, ops, results
-from pipeline import train as training
+from benchmarks import results
+from benchmarks.timing import timed_epochs
+from pipeline import ops
+from pipeline.core import cli, config, device
+from pipeline.data.load import load_from_settings
+from pipeline.train import setup
 
 NETWORKS = ("vit_lite", "fashion_mlp")
 WAYS = {
@@ -31,8 +34,8 @@ def measure(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, An
     Returns:
         The figures of `timed_epochs`, and the mean training ``loss`` of the last epoch.
     """
-    training.seed_everything(settings["seed"])
-    loop = training.build_loop(settings, dataset)
+    setup.seed_everything(settings["seed"])
+    loop = setup.build_loop(settings, dataset)
     figures, loss = timed_epochs(loop, dataset, epochs)
     return {**figures, "loss": loss}
 
@@ -48,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [f"dataset={arguments.dataset}", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
     chosen += [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    dataset = datasets.from_settings(config.compose([*chosen, f"model={arguments.networks[0]}"])["dataset"])
+    dataset = load_from_settings(config.compose([*chosen, f"model={arguments.networks[0]}"])["dataset"])
     ops.build()  # where there is no compiler, say so now
     ways = {name: way for name, way in WAYS.items() if device.has_gpu() or "xla=false" in way}
     figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
@@ -60,7 +63,7 @@ def main() -> None:
             run = measure(settings, dataset, arguments.epochs)
             if not math.isfinite(run["loss"]):
                 raise ValueError(f"{network}, {name}: the loss is {run['loss']}")
-            figures["precision"] = training.chosen_precision(settings["precision"])
+            figures["precision"] = setup.resolve_precision(settings["precision"])
             figures["runs"].append({"network": network, "way": name, "settings": [*chosen, *way], **run})
             line += f"{run['images_per_second']:>22,.0f}/s"
         print(line, flush=True)

@@ -21,29 +21,16 @@ from typing import Any
 
 import numpy
 
-from pipeline import cli, config, datasets, device, results
-from pipeline import train as training
-
-
-def timed_epochs(loop: Any, dataset: Any, epochs: int) -> tuple[dict[str, Any], float]:
-    """Train one epoch that compiles, and `epochs` that are measured.
-
-    Returns:
-        ``images_per_second`` (median), ``first_epoch_seconds`` (with tracing and compilation) and ``epochs`` (images/s
-        of each measured one); and the mean training loss of the last epoch.
-    """
-    compiling = time.perf_counter()
-    loop.train_epoch(dataset.train, 0)
-    first = time.perf_counter() - compiling
-    logs = [loop.train_epoch(dataset.train, epoch) for epoch in range(1, epochs + 1)]
-    speeds = [epoch["images_per_second"] for epoch in logs]
-    figures = {"images_per_second": statistics.median(speeds), "first_epoch_seconds": first, "epochs": speeds}
-    return figures, logs[-1]["loss"]
+from benchmarks import results
+from benchmarks.timing import timed_epochs
+from pipeline.core import cli, config, device
+from pipeline.data.load import load_dataset
+from pipeline.train import setup
 
 
 def own_loop(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, Any]:
     """Images/s of the project's loop, and the bytes copied from the host in one more epoch."""
-    loop = training.build_loop(settings, dataset)
+    loop = setup.build_loop(settings, dataset)
     figures, _ = timed_epochs(loop, dataset, epochs)
     if device.has_gpu():
         figures["host_to_device"] = host_to_device(lambda: loop.train_epoch(dataset.train, epochs + 1))
@@ -56,7 +43,7 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
     tf = device.tensorflow()
     import keras
 
-    loop = training.build_loop(settings, dataset)
+    loop = setup.build_loop(settings, dataset)
     network, optimizer = loop.network, loop.optimizer
     optimizer.global_clipnorm = settings["optimizer"]["global_clipnorm"]  # which the loop has taken over
     batch_size = settings["batch_size"]
@@ -130,7 +117,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="measured epochs, after the one that compiles")
     parser.add_argument("--limit-per-class", type=int, default=None, help="fewer images, for a look on a CPU")
     arguments = parser.parse_args()
-    dataset = datasets.load(
+    dataset = load_dataset(
         arguments.dataset, arguments.data_dir, limit_per_class=arguments.limit_per_class, validation_fraction=0.1
     )
     figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
@@ -141,7 +128,7 @@ def main() -> None:
         augmented = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=True)
         plain = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=False)
         ratio = own["images_per_second"] / augmented["images_per_second"]
-        figures["precision"] = training.chosen_precision(settings["precision"])
+        figures["precision"] = setup.resolve_precision(settings["precision"])
         figures["runs"].append(
             {"batch_size": batch_size, "loop": own, "keras_fit": augmented, "keras_fit_no_augmentation": plain,
              "times_keras_fit": ratio,

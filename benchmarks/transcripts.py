@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, check_names, environment
-from pipeline import PipelineError, cli, config, datasets, device, results
+from benchmarks import ROOT, check_names, environment, results
+from pipeline.core import cli, config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import load_from_settings
 
 COMMANDS = {
     "pipeline": "python -m pipeline -p dataset cifar10 -p data_dir DATA",
@@ -54,7 +56,7 @@ def write_image(data_dir: str, path: Path) -> str:
     """Write CIFAR-10's first test image as a PNG; returns the name of its class."""
     from PIL import Image
 
-    dataset = datasets.from_settings(config.compose(["dataset=cifar10", f"data_dir={data_dir}"])["dataset"])
+    dataset = load_from_settings(config.compose(["dataset=cifar10", f"data_dir={data_dir}"])["dataset"])
     Image.fromarray(device.to_numpy(dataset.test.images[:1])[0]).save(path)
     return dataset.class_names[int(device.to_numpy(dataset.test.labels[:1])[0])]
 

@@ -14,8 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment
-from pipeline import PipelineError, cli, device, results, runs
+from benchmarks import environment, results
+from pipeline import runs
+from pipeline.core import cli, device
+from pipeline.core.errors import PipelineError
 
 
 def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]:

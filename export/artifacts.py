@@ -6,64 +6,27 @@ artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import statistics
 import time
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, device, files, runs
+from export.predict import Predictor
+from pipeline import runs
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
+from pipeline.evaluate.exports import record
 
-if TYPE_CHECKING:
-    from export.predict import Predictor
-
-LABELS = "labels.json"
 ACCURACY_IMAGES = 10_000
+
+
 AGREEMENT_IMAGES = 1_000
+
+
 THROUGHPUT_BATCH = 64
-
-
-# --- class names ---------------------------------------------------------------------------------------------------
-
-
-def labels(card: runs.ModelCard) -> bytes:
-    """The content of `labels.json`, which travels with an artifact: class names in the order of the outputs."""
-    content = {"class_names": list(card.class_names), "input_shape": list(card.input_shape)}
-    return json.dumps(content, ensure_ascii=False).encode()
-
-
-def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
-    """A TFLite file with `labels.json` in a zip archive at its end, the place of TFLite's associated files.
-
-    The interpreter ignores what follows the flatbuffer, and ``unzip model.tflite`` shows the labels.
-    """
-    content = io.BytesIO(flatbuffer)
-    with zipfile.ZipFile(content, "a") as archive:
-        archive.writestr(LABELS, labels(card))
-    return content.getvalue()
-
-
-def read_class_names(artifact: Path) -> list[str] | None:
-    """Class names from inside the artifact, else from the `model_card.json` of the run it lies in, else None."""
-    with contextlib.suppress(*files.DAMAGED_ZIP, ValueError, TypeError):
-        if artifact.is_dir():
-            content = (artifact / LABELS).read_bytes()
-        else:
-            with zipfile.ZipFile(artifact) as archive:
-                content = archive.read(LABELS)
-        return [str(name) for name in json.loads(content)["class_names"]]
-    # An artifact lies in the run folder or below its export/.
-    for folder in list(artifact.resolve().parents)[:2]:
-        if (folder / "model_card.json").is_file():
-            return list(runs.ModelCard.read(folder / "model_card.json").class_names)
-    return None
 
 
 # --- samples -------------------------------------------------------------------------------------------------------
@@ -119,8 +82,6 @@ def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
     Raises:
         PipelineError: The data set does not fit the run (other classes or another image shape), or has no test images.
     """
-    from export.predict import Predictor
-
     run.check_dataset(dataset)
     if len(dataset.test.labels) == 0:
         raise PipelineError(f"The data set {dataset.name} has no test images to measure an artifact on.")
@@ -177,61 +138,3 @@ def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> f
         device.synchronize()
         durations.append(time.perf_counter() - started)
     return statistics.median(durations)
-
-
-# --- export.json ---------------------------------------------------------------------------------------------------
-
-
-def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
-    """Put one artifact's measurements into the run's `export.json`, leaving the others' as they are."""
-    path = run.make_export_dir() / "export.json"
-    with files.held(path.parent):
-        files.write_json(path, {**_read_json(path), artifact.name: measured})
-
-
-def recorded(run: runs.Run) -> dict[str, dict[str, Any]]:
-    """The measurements in the run's `export.json` of the artifacts that are still there: name to `measure`'s result."""
-    content = _read_json(run.export_dir / "export.json")
-    return {name: row for name, row in content.items() if path_of(run, name).exists()}
-
-
-def path_of(run: runs.Run, name: str) -> Path:
-    """Where the artifact called `name` in `export.json` lies."""
-    return run.model_path if name == run.model_path.name else run.export_dir / name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):  # missing or damaged: it is made again from what is measured next
-        return {}
-
-
-def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
-    """The run's `export.json` as a `rich` table, ready to print; `names` leaves out the others."""
-    from rich import box
-    from rich.table import Table
-
-    # Narrow enough for a terminal of 80 columns with a network of 40 MiB.
-    result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    result.caption = "accuracy on test images, agreement with Keras, images/s at batch 64"
-    result.add_column("artifact", no_wrap=True)
-    for column in ("size", "accuracy", "agreement", "latency", "images/s"):
-        result.add_column(column, justify="right", no_wrap=True)
-    for name, row in recorded(run).items():
-        if names is None or name in names:
-            result.add_row(
-                name,
-                readable_size(row["size_bytes"]),
-                f"{row['test_accuracy']:.2%}",
-                f"{row['agreement']:.2%}",
-                f"{row['latency_ms']:.2f} ms",
-                f"{row['images_per_second']:,.0f}",
-            )
-    return result
-
-
-def readable_size(count: int) -> str:
-    """A number of bytes for people: KiB, from 1 MiB on MiB."""
-    return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from export.predict import CHUNK, Prediction, Predictor
-from pipeline import PipelineError, cli, runs
-from pipeline.datasets.images import OTHER_SUFFIXES, SUFFIXES, ImageError
+from pipeline import runs
+from pipeline.core import cli
+from pipeline.core.errors import PipelineError
+from pipeline.data.images import OTHER_SUFFIXES, SUFFIXES, ImageError
 
 
 def command(

@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from export import artifacts, tensorrt_library
-from pipeline import PipelineError, device, first_line, runs
-from pipeline.datasets.images import decode_image, fit_image
+from export import labels, tensorrt_library
+from pipeline import runs
+from pipeline.core import device
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.data.images import decode_image, resize_and_center_crop
 
 CHUNK = 1024
 CHUNK_PIXELS = 1 << 22
@@ -87,7 +89,7 @@ class Predictor:
         """
         kind, path = _identify(path)
         graph = {"keras": _keras, "saved_model": _saved_model, "tflite": _tflite, "tftrt": _tftrt}[kind](path)
-        class_names = artifacts.read_class_names(path)
+        class_names = labels.read_class_names(path)
         if class_names is None:
             warnings.warn(
                 f'{path} has no class names with it (no model_card.json beside it); its classes are "class 0" to '
@@ -152,10 +154,10 @@ class Predictor:
         if isinstance(image, (str, os.PathLike)) and Path(image).is_dir():
             raise PipelineError(f"{os.fspath(image)} is a folder; pass the images in it.")
         if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-            return fit_image(decode_image(image), self.input_shape)
+            return resize_and_center_crop(decode_image(image), self.input_shape)
         _check_pixels(image, dimensions=(2, 3))
         pixels = device.to_numpy(image)
-        return fit_image(pixels if pixels.ndim == 3 else pixels[..., None], self.input_shape)
+        return resize_and_center_crop(pixels if pixels.ndim == 3 else pixels[..., None], self.input_shape)
 
     def top(self, prediction: Prediction, count: int) -> list[tuple[str, float]]:
         """The `count` most probable classes of a prediction with their probabilities, most probable first."""

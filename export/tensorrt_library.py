@@ -17,7 +17,8 @@ import struct
 import tempfile
 from pathlib import Path
 
-from pipeline import PipelineError, device, first_line
+from pipeline.core import device
+from pipeline.core.errors import PipelineError, first_line
 
 MANIFEST = "tftrt.json"
 VERSION = "8.6.1"  # what TensorFlow 2.17 is linked against

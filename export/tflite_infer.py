@@ -6,7 +6,7 @@ python -m export.tflite_infer image.png photos/ --top 3
 from __future__ import annotations
 
 from export import infer
-from pipeline import cli
+from pipeline.core import cli
 
 ARTIFACTS = ("model_float32.tflite", "model_float16.tflite", "model_int8.tflite")
 

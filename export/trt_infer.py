@@ -6,7 +6,7 @@ python -m export.trt_infer image.png photos/ --top 3
 from __future__ import annotations
 
 from export import infer, tensorrt_library
-from pipeline import cli
+from pipeline.core import cli
 
 ARTIFACTS = ("tftrt_int8", "tftrt_fp16", "tftrt_fp32")
 

@@ -19,8 +19,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, cli, config, datasets, files, notebooks, runs
-from pipeline.notebooks import Chapter
+from pipeline import runs
+from pipeline.core import cli, config, files
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import check_sizes
+from pipeline.evaluate import exports
+from pipeline.notebooks import chapters, execution
+from pipeline.notebooks.chapters import Chapter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{error.name} is not installed for {sys.executable}; run: make run (or pip install -r requirements.txt)"
         ) from None
 
-    known = notebooks.discover()
-    chapters = notebooks.select(known, options.notebooks) if options.notebooks else known
-    given = _given(options.parameters, chapters, known)
-    trains = any("name" in chapter.defaults for chapter in chapters)
-    _check_training(given, chapters)
-    if options.name and not trains and "run" not in given and any("run" in chapter.defaults for chapter in chapters):
+    known = chapters.discover()
+    selected = chapters.select(known, options.notebooks) if options.notebooks else known
+    given = _given(options.parameters, selected, known)
+    trains = any("name" in chapter.defaults for chapter in selected)
+    _check_training(given, selected)
+    if options.name and not trains and "run" not in given and any("run" in chapter.defaults for chapter in selected):
         runs.find(runs.RUNS / config.plain_name(options.name))
     folder = _folder(options.name or given.pop("name", None), trains)
     if trains:
@@ -59,21 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.setdefault("run", str(folder))  # the notebooks after the training read what it left
 
     executed_folder = folder / "notebooks"
-    with _held(folder, executed_folder), notebooks.private_kernels():
+    with _held(folder, executed_folder), execution.private_kernels():
         started = time.monotonic()
         interactive = sys.stderr.isatty()
-        with tqdm.tqdm(chapters, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
+        with tqdm.tqdm(selected, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
             for chapter in bar:
                 output = executed_folder / chapter.path.name
                 progress = {"desc": chapter.name, "position": 1, "leave": False} if interactive else None
                 parameters = {
-                    name: notebooks.convert(name, value, chapter.defaults[name])
+                    name: chapters.convert(name, value, chapter.defaults[name])
                     for name, value in given.items()
                     if name in chapter.defaults
                 }
                 before = time.monotonic()
                 try:
-                    notebooks.execute(chapter, output, parameters, progress=progress)
+                    execution.execute(chapter, output, parameters, progress=progress)
                 except KeyboardInterrupt:
                     bar.close()
                     print(f"{chapter.path.name} was stopped; what it had done is in {output}.", file=sys.stderr)
@@ -82,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # through a pipe, each line when it is true
         report = folder / "report.html"
         there = [executed_folder / chapter.path.name for chapter in known]  # those of an earlier call too
-        notebooks.write_report([path for path in there if path.is_file()], folder.name, report)
+        report.write_report([path for path in there if path.is_file()], folder.name, report)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
-    of_a_run = any({"run", "name"} & set(chapter.defaults) for chapter in chapters)
+    of_a_run = any({"run", "name"} & set(chapter.defaults) for chapter in selected)
     places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
     print(" · ".join([*places, *(_artifacts(given.get("run")) if of_a_run else [])]))
     return 0
@@ -108,7 +113,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _given(pairs: Sequence[Sequence[str]], chapters: Sequence[Chapter], known: Sequence[Chapter]) -> dict[str, str]:
+def _given(pairs: Sequence[Sequence[str]], selected: Sequence[Chapter], known: Sequence[Chapter]) -> dict[str, str]:
     """The parameters of the command line as text; the last one of a name counts.
 
     Raises:
@@ -116,32 +121,32 @@ def _given(pairs: Sequence[Sequence[str]], chapters: Sequence[Chapter], known: S
     """
     given = {}
     for name, value in pairs:
-        declared = [chapter for chapter in chapters if name in chapter.defaults]
+        declared = [chapter for chapter in selected if name in chapter.defaults]
         if not declared and name != "name":
-            names = sorted({n for chapter in chapters for n in chapter.defaults})
+            names = sorted({n for chapter in selected for n in chapter.defaults})
             elsewhere = [chapter.name for chapter in known if name in chapter.defaults]
             where = f" ({' and '.join(elsewhere)} would, but is not run)" if elsewhere else ""
             raise PipelineError(f"No notebook has a parameter {name!r}{where}; there are: {', '.join(names)}.")
         for chapter in declared:
-            notebooks.convert(name, value, chapter.defaults[name])  # before an hour of work, not after
+            chapters.convert(name, value, chapter.defaults[name])  # before an hour of work, not after
         given[name] = value
     return given
 
 
-def _check_training(given: dict[str, str], chapters: Sequence[Chapter]) -> None:
+def _check_training(given: dict[str, str], selected: Sequence[Chapter]) -> None:
     """Raise what the notebooks would say of their parameters, before the first of them has run."""
     sizes = {
-        name: notebooks.convert(name, given[name], chapter.defaults[name])
+        name: chapters.convert(name, given[name], chapter.defaults[name])
         for name in ("image_size", "channels", "limit_per_class", "max_rejected")
-        for chapter in chapters
+        for chapter in selected
         if name in given and name in chapter.defaults
     }
-    datasets.check_sizes(**sizes)
-    chapter = next((chapter for chapter in chapters if chapter.name == "03_train"), None)
+    check_sizes(**sizes)
+    chapter = next((chapter for chapter in selected if chapter.name == "03_train"), None)
     if chapter is None or not given:
         return
     named = ("dataset", "model", "augment", "epochs", "batch_size", "seed")
-    values = {name: notebooks.convert(name, given[name], chapter.defaults[name]) for name in named if name in given}
+    values = {name: chapters.convert(name, given[name], chapter.defaults[name]) for name in named if name in given}
     config.compose(config.overrides(**values))
 
 
@@ -199,10 +204,8 @@ def _artifacts(run: Any) -> list[str]:
         found = runs.find(run)
         from rich.console import Console
 
-        from export import artifacts
-
-        if artifacts.recorded(found):
-            Console().print(artifacts.table(found))
+        if exports.recorded(found):
+            Console().print(exports.table(found))
             export_dir = (
                 runs.RUNS / found.name / "export" if found.path.parent == runs.RUNS.resolve() else found.export_dir
             )

@@ -15,10 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import PipelineError, files, first_line
+from pipeline.core import files
+from pipeline.core.errors import PipelineError, first_line
+from pipeline.data.load import load_from_settings
 
 RUNS = Path("runs")
+
+
 LATEST = RUNS / "latest"
+
+
 TRAIN_COMMAND = "python -m pipeline.train dataset=digits name=first"
 
 
@@ -143,9 +149,8 @@ class Run:
 
     def load_dataset(self, **overrides: Any) -> Any:
         """The `pipeline.datasets.Dataset` the run was trained on; `overrides` replace its settings (`data_dir`, …)."""
-        from pipeline import datasets
 
-        return datasets.from_settings(self.config["dataset"], **overrides)
+        return load_from_settings(self.config["dataset"], **overrides)
 
     def check_dataset(self, dataset: Any) -> None:
         """Raise `PipelineError` unless `dataset` has the classes and the image shape the run was trained on.

@@ -13,7 +13,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 named=
 for argument in "$@"; do case $argument in name=* | resume=*) named=yes ;; esac; done
 [[ $named ]] || set -- "$@" "name=slurm-${SLURM_JOB_ID:?start this script with sbatch}"
-# Each task logs natively to its own file; the tasks find each other by Slurm's variables (pipeline/cluster.py).
+# Each task logs natively to its own file; the tasks find each other by Slurm's variables (pipeline/train/cluster.py).
 export PIPELINE_LAUNCHER="sbatch scripts/slurm.sh"  # how a message says to go on
 # Since Slurm 22.05 srun asks for its cores anew; tasks are numbered node by node.
 exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --distribution=block bash -c 'PIPELINE_LOG="logs/slurm-$SLURM_JOB_ID-$SLURM_PROCID.log" exec "${PYTHON:-.venv/bin/python}" -m pipeline.train "$@" cluster=slurm' train "$@"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import PipelineError, device
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

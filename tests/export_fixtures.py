@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from export import saved_model, tflite
-from pipeline import device, runs
+from pipeline import runs
+from pipeline.core import device
 from tests.small_run import digits, write_run
 
 

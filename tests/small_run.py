@@ -4,7 +4,9 @@ import functools
 import importlib.metadata
 import json
 
-from pipeline import datasets, device, models, runs
+from pipeline import models, runs
+from pipeline.core import device
+from pipeline.data.load import load_dataset
 
 SETTINGS = {"name": "digits", "image_size": 16, "channels": 3, "progress": False}
 
@@ -12,7 +14,7 @@ SETTINGS = {"name": "digits", "image_size": 16, "channels": 3, "progress": False
 @functools.cache
 def digits():
     """scikit-learn's digits, as RGB of 16×16."""
-    return datasets.load(**SETTINGS)
+    return load_dataset(**SETTINGS)
 
 
 def write_run(folder, precision="float32", epochs=3):

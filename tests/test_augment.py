@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline import PipelineError, augment, device
+from pipeline import augment
 from pipeline.augment import gallery, pixel
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 from tests import augment_reference as reference
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -349,7 +351,7 @@ def test_every_operation_can_be_seen_in_the_gallery():
 
 def test_benchmark_figures_are_kept_with_the_machine(tmp_path, monkeypatch):
     import benchmarks.augment
-    from pipeline import results
+    from benchmarks import results
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     figures = benchmarks.augment.measure(64, (8, 8, 3), 2)

@@ -9,7 +9,10 @@ import benchmarks.experiments
 import benchmarks.operations
 import benchmarks.transcripts
 import benchmarks.workers
-from pipeline import PipelineError, device, ops, results
+from benchmarks import results
+from pipeline import ops
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 SMALL = ["model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
 

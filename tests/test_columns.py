@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import PipelineError, columns, device, frames
-from pipeline.columns import Batch, Rejected, Split
-from pipeline.datasets import Dataset
+from pipeline.core import device, files
+from pipeline.core.errors import PipelineError
+from pipeline.data import cache, statistics
+from pipeline.data.cache import Batch
+from pipeline.data.dataset import Dataset, Rejected, Split
 
 RNG = np.random.default_rng(3)
 
@@ -24,7 +26,7 @@ def batch(split: str, count: int, shape=(6, 5, 3), classes: int = 3) -> Batch:
 
 
 def write(path, batches, digest="d", rejected=()):
-    columns.write(path, batches, digest=digest, class_names=["a", "b", "c"], rejected=list(rejected))
+    cache.write(path, batches, digest=digest, class_names=["a", "b", "c"], rejected=list(rejected))
 
 
 def joined(batches, split, field):
@@ -41,10 +43,10 @@ def test_what_is_written_comes_back(tmp_path, shape):
     ]
     path = tmp_path / "cache.parquet"
     write(path, batches, rejected=[Rejected("bad.png", "truncated")])
-    header = columns.read_header(path)
+    header = cache.read_header(path)
     assert (header.digest, header.class_names, header.image_shape) == ("d", ["a", "b", "c"], shape)
     assert header.rejected == [Rejected("bad.png", "truncated")]
-    splits = columns.read(path, header)
+    splits = cache.read(path, header)
     assert list(splits) == ["train", "validation", "test"]
     for name, split in splits.items():
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
@@ -55,7 +57,7 @@ def test_what_is_written_comes_back(tmp_path, shape):
 
 
 def test_the_file_is_the_promised_parquet(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "ROW_GROUP_BYTES", 10 * 90)
+    monkeypatch.setattr(cache, "ROW_GROUP_BYTES", 10 * 90)
     path = tmp_path / "cache.parquet"
     write(path, [batch("train", 25), batch("train", 7), batch("test", 4)])
     metadata, schema = pq.read_metadata(path), pq.read_schema(path)
@@ -64,9 +66,9 @@ def test_the_file_is_the_promised_parquet(tmp_path, monkeypatch):
     assert schema.names == ["pixels", "label", "source"]
     assert [str(schema.field(name).type) for name in ("label", "source")] == ["int32", "string"]
     assert str(schema.field("pixels").type.value_type) == "uint8"
-    header = columns.read_header(path)
+    header = cache.read_header(path)
     assert header.row_groups == ["train"] * 4 + ["test"]
-    assert len(columns.read(path, header)["train"]) == 32
+    assert len(cache.read(path, header)["train"]) == 32
 
 
 def test_row_groups_stay_below_64_mebibytes(tmp_path):
@@ -78,26 +80,26 @@ def test_row_groups_stay_below_64_mebibytes(tmp_path):
 
 
 def test_splits_too_large_for_one_cudf_column_are_read_in_runs(monkeypatch):
-    monkeypatch.setattr(columns, "LIST_LIMIT", 100)
-    header = columns.Header(columns.FORMAT, "d", [], (2, 5, 1), ["train"] * 5, [4, 6, 3, 20, 1], {}, "", [])
+    monkeypatch.setattr(cache, "LIST_LIMIT", 100)
+    header = cache.Header(cache.FORMAT, "d", [], (2, 5, 1), ["train"] * 5, [4, 6, 3, 20, 1], {}, "", [])
     # 40 + 60 values fit, then 30, then 200 alone although too large, then 10.
-    assert list(columns._chunks([0, 1, 2, 3, 4], header)) == [[0, 1], [2], [3], [4]]
+    assert list(cache._chunks([0, 1, 2, 3, 4], header)) == [[0, 1], [2], [3], [4]]
 
 
 def test_a_missing_or_foreign_file_is_no_cache(tmp_path):
-    assert columns.read_header(tmp_path / "missing.parquet") is None
+    assert cache.read_header(tmp_path / "missing.parquet") is None
     (tmp_path / "text.parquet").write_text("no Parquet", encoding="utf-8")
-    assert columns.read_header(tmp_path / "text.parquet") is None
+    assert cache.read_header(tmp_path / "text.parquet") is None
     pq.write_table(pa.table({"label": [1]}), tmp_path / "foreign.parquet")
-    assert columns.read_header(tmp_path / "foreign.parquet") is None
+    assert cache.read_header(tmp_path / "foreign.parquet") is None
 
 
 def test_another_format_version_is_no_cache(tmp_path, monkeypatch):
     path = tmp_path / "cache.parquet"
     write(path, [batch("train", 3)])
-    assert columns.read_header(path) is not None
-    monkeypatch.setattr(columns, "FORMAT", columns.FORMAT + 1)
-    assert columns.read_header(path) is None
+    assert cache.read_header(path) is not None
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    assert cache.read_header(path) is None
 
 
 @pytest.mark.parametrize("where", [0.1, 0.3, 0.5])
@@ -108,15 +110,15 @@ def test_a_damaged_cache_is_noticed(tmp_path, where):
     position = int(len(data) * where)
     data[position : position + 4] = bytes(255 - value for value in data[position : position + 4])
     path.write_bytes(data)
-    header = columns.read_header(path)
-    assert header is None or columns.read(path, header) is None
+    header = cache.read_header(path)
+    assert header is None or cache.read(path, header) is None
 
 
 def test_a_truncated_cache_is_noticed(tmp_path):
     path = tmp_path / "cache.parquet"
     write(path, [batch("train", 200)])
     path.write_bytes(path.read_bytes()[:-100])
-    assert columns.read_header(path) is None
+    assert cache.read_header(path) is None
 
 
 def test_no_image_at_all_leaves_no_file(tmp_path):
@@ -135,7 +137,7 @@ def test_an_error_half_way_leaves_the_old_file(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(path, failing(), digest="new")
-    assert columns.read_header(path).digest == "old"
+    assert cache.read_header(path).digest == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["cache.parquet"]
 
 
@@ -154,7 +156,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_dev_full_is_a_full_disk(tmp_path):
-    with pytest.raises(PipelineError, match="PIPELINE_CACHE"), columns.whole(tmp_path / "x") as temporary:
+    with pytest.raises(PipelineError, match="PIPELINE_CACHE"), files.atomic_write_in_cache(tmp_path / "x") as temporary:
         temporary.symlink_to("/dev/full")
         temporary.write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
@@ -163,25 +165,25 @@ def test_dev_full_is_a_full_disk(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
-        columns.cache_folder(tmp_path / "file" / "inside")
+        files.cache_folder(tmp_path / "file" / "inside")
 
 
 def test_the_cache_folder_is_found_in_the_promised_order(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "env"))
-    assert columns.cache_folder(tmp_path / "given") == tmp_path / "given"
-    assert columns.cache_folder() == tmp_path / "env"
+    assert files.cache_folder(tmp_path / "given") == tmp_path / "given"
+    assert files.cache_folder() == tmp_path / "env"
     monkeypatch.delenv("PIPELINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert columns.cache_folder() == tmp_path / "xdg" / "gpu-image-pipeline"
+    assert files.cache_folder() == tmp_path / "xdg" / "gpu-image-pipeline"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert columns.cache_folder() == tmp_path / ".cache" / "gpu-image-pipeline"
+    assert files.cache_folder() == tmp_path / ".cache" / "gpu-image-pipeline"
 
 
 KILLED = """
 import pathlib, sys, time
-from pipeline import columns
-with columns.whole(pathlib.Path(sys.argv[1])) as temporary:
+from pipeline.core import files
+with files.atomic_write_in_cache(pathlib.Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half")
     print("writing", flush=True)
     time.sleep(60)
@@ -192,13 +194,13 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
     path = tmp_path / "cache.parquet"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
-        with columns.whole(path) as temporary:  # the other one lives: its file stays
+        with files.atomic_write_in_cache(path) as temporary:  # the other one lives: its file stays
             temporary.write_bytes(b"mine")
         assert len(list(tmp_path.glob(".tmp-*-cache.parquet"))) == 1
         process.kill()
         process.wait()
     assert path.read_bytes() == b"mine"
-    with columns.whole(path) as temporary:
+    with files.atomic_write_in_cache(path) as temporary:
         temporary.write_bytes(b"again")
     assert [p.name for p in tmp_path.iterdir()] == ["cache.parquet"]
     assert path.read_bytes() == b"again"
@@ -206,7 +208,7 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
 
 def test_of_two_writers_of_a_folder_one_stays_whole(tmp_path):
     path = tmp_path / "folder"
-    with columns.whole(path) as first, columns.whole(path) as second:
+    with files.atomic_write_in_cache(path) as first, files.atomic_write_in_cache(path) as second:
         for temporary, content in ((first, "1"), (second, "2")):
             temporary.mkdir()
             (temporary / "x").write_text(content, encoding="utf-8")
@@ -215,7 +217,7 @@ def test_of_two_writers_of_a_folder_one_stays_whole(tmp_path):
 
 
 def test_a_lock_is_held_while_writing(tmp_path):
-    with columns.whole(tmp_path / "x") as temporary:
+    with files.atomic_write_in_cache(tmp_path / "x") as temporary:
         temporary.write_bytes(b"")
         with (
             temporary.with_name(temporary.name.replace(".tmp", ".lock")).open() as lock,
@@ -233,7 +235,7 @@ def data_set(train, test=None, validation=None, names=("a", "b", "c")) -> Datase
         sources = device.dataframe().Series([f"image {i}" for i in range(len(images))], dtype="str")
         return Split(device.to_device(images), device.to_device(np.asarray(labels, np.int32)), sources)
 
-    mean, std = frames.channel_statistics(device.to_device(train[0]))
+    mean, std = statistics.channel_statistics(device.to_device(train[0]))
     return Dataset("x", list(names), split(train), split(validation), split(test), mean, std, "d", [])
 
 
@@ -244,7 +246,7 @@ def pandas(frame):
 def test_counts_a_class_and_split():
     labels = [0, 0, 0, 2, 1]
     images = RNG.integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
-    counts = pandas(frames.counts(data_set((images, labels), test=(images[:2], [2, 2]))))
+    counts = pandas(statistics.counts(data_set((images, labels), test=(images[:2], [2, 2]))))
     assert counts.to_dict("list") == {
         "class_name": ["a", "b", "c"],
         "train": [3, 1, 1],
@@ -256,7 +258,7 @@ def test_counts_a_class_and_split():
 
 def test_the_table_has_one_row_an_image():
     images = RNG.integers(0, 256, (3, 2, 2, 1), dtype=np.uint8)
-    table = pandas(frames.table(data_set((images, [2, 0, 1]), test=(images[:1], [1]))))
+    table = pandas(statistics.table(data_set((images, [2, 0, 1]), test=(images[:1], [1]))))
     assert table["split"].tolist() == ["train", "train", "train", "test"]
     assert table["index"].tolist() == [0, 1, 2, 0]
     assert table["class_name"].tolist() == ["c", "a", "b", "b"]
@@ -265,18 +267,18 @@ def test_the_table_has_one_row_an_image():
 
 def test_a_stratified_split_takes_its_share_of_every_class():
     labels = device.to_device(np.repeat(np.arange(4, dtype=np.int32), [100, 10, 2, 1]))
-    kept, held_out = (device.to_numpy(part) for part in frames.stratified_split(labels, 0.25, seed=1))
+    kept, held_out = (device.to_numpy(part) for part in statistics.stratified_split(labels, 0.25, seed=1))
     assert np.array_equal(np.sort(np.concatenate([kept, held_out])), np.arange(113))
     # 25 of 100; 2.5 of 10 is rounded up; one of two; none where there is one only.
     assert np.bincount(device.to_numpy(labels)[held_out], minlength=4).tolist() == [25, 3, 1, 0]
-    again = device.to_numpy(frames.stratified_split(labels, 0.25, seed=1)[1])
-    other = device.to_numpy(frames.stratified_split(labels, 0.25, seed=2)[1])
+    again = device.to_numpy(statistics.stratified_split(labels, 0.25, seed=1)[1])
+    other = device.to_numpy(statistics.stratified_split(labels, 0.25, seed=2)[1])
     assert np.array_equal(held_out, again) and not np.array_equal(held_out, other)
 
 
 def test_the_held_out_images_are_spread_evenly():
     labels = device.to_device(np.zeros(20_000, np.int32))
-    held_out = device.to_numpy(frames.stratified_split(labels, 0.5, seed=5)[1])
+    held_out = device.to_numpy(statistics.stratified_split(labels, 0.5, seed=5)[1])
     in_tenths = np.histogram(held_out, bins=10, range=(0, 20_000))[0]
     # Each tenth holds 1,000 ± 4.5 standard deviations of a hypergeometric draw (22).
     assert np.abs(in_tenths - 1000).max() < 100
@@ -287,28 +289,28 @@ def test_the_held_out_images_are_spread_evenly():
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2])
 def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(PipelineError, match=str(fraction)):
-        frames.stratified_split(device.to_device(np.zeros(3, np.int32)), fraction, seed=0)
+        statistics.stratified_split(device.to_device(np.zeros(3, np.int32)), fraction, seed=0)
 
 
 def test_a_smaller_limit_chooses_a_subset():
     labels = device.to_device(np.repeat(np.arange(3, dtype=np.int32), [50, 5, 20]))
-    ten = device.to_numpy(frames.limit_per_class(labels, 10, seed=0))
-    four = device.to_numpy(frames.limit_per_class(labels, 4, seed=0))
+    ten = device.to_numpy(statistics.limit_per_class(labels, 10, seed=0))
+    four = device.to_numpy(statistics.limit_per_class(labels, 4, seed=0))
     assert np.bincount(device.to_numpy(labels)[ten]).tolist() == [10, 5, 10]
     assert np.bincount(device.to_numpy(labels)[four]).tolist() == [4, 4, 4]
     assert set(four) <= set(ten)
     with pytest.raises(PipelineError, match="limit_per_class"):
-        frames.limit_per_class(labels, 0, seed=0)
+        statistics.limit_per_class(labels, 0, seed=0)
 
 
 def test_select_classes_numbers_anew():
     labels = device.to_device(np.array([3, 1, 0, 1, 2], np.int32))
-    indices, renumbered, names = frames.select_classes(labels, ["a", "b", "c", "d"], ["d", "b"])
+    indices, renumbered, names = statistics.select_classes(labels, ["a", "b", "c", "d"], ["d", "b"])
     assert device.to_numpy(indices).tolist() == [0, 1, 3]
     assert device.to_numpy(renumbered).tolist() == [1, 0, 0]
     assert names == ["b", "d"]
     with pytest.raises(PipelineError, match="'e'"):
-        frames.select_classes(labels, ["a", "b"], ["e"])
+        statistics.select_classes(labels, ["a", "b"], ["e"])
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (3, 3, 1)])
@@ -319,7 +321,7 @@ def test_duplicates_within_and_across_splits(shape):
     test[4] = train[31]
     test[2] = train[0]
     labels = np.arange(50) % 3
-    found = pandas(frames.duplicates(data_set((train, labels), test=(test, labels[:10]))))
+    found = pandas(statistics.duplicates(data_set((train, labels), test=(test, labels[:10]))))
     groups = {frozenset(zip(part["split"], part["index"], strict=True)) for _, part in found.groupby("group")}
     assert groups == {
         frozenset({("train", 7), ("train", 31), ("test", 4)}),
@@ -330,7 +332,7 @@ def test_duplicates_within_and_across_splits(shape):
 
 def test_no_duplicates_is_an_empty_table():
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-    assert len(frames.duplicates(data_set((images, [0, 1, 2])))) == 0
+    assert len(statistics.duplicates(data_set((images, [0, 1, 2])))) == 0
 
 
 def test_images_that_differ_a_little_hash_differently():
@@ -339,20 +341,20 @@ def test_images_that_differ_a_little_hash_differently():
     images[1, 0, 0, 0] = 1
     images[2, 0, 0, 0], images[2, 3, 0, 1] = 128, 128
     images[3, 1, 0, 0], images[3, 2, 0, 0] = 128, 128
-    hashes = device.to_numpy(frames.content_hashes(device.to_device(images)))
+    hashes = device.to_numpy(statistics.content_hashes(device.to_device(images)))
     assert hashes.dtype == np.uint64 and len(set(hashes.tolist())) == 4
 
 
 @pytest.mark.parametrize("shape", [(600, 8, 8, 3), (1, 5, 4, 1), (257, 3, 3, 3)])
 def test_mean_and_deviation_are_numpys(shape):
     images = RNG.integers(0, 256, shape, dtype=np.uint8)
-    mean, std = frames.channel_statistics(device.to_device(images))
+    mean, std = statistics.channel_statistics(device.to_device(images))
     assert np.allclose(mean, (images / 255).mean(axis=(0, 1, 2)), atol=1e-12)
     assert np.allclose(std, (images / 255).std(axis=(0, 1, 2)), atol=1e-12)
 
 
 def test_sums_of_white_images_stay_exact():
-    mean, std = frames.channel_statistics(device.to_device(np.full((1000, 4, 4, 1), 255, np.uint8)))
+    mean, std = statistics.channel_statistics(device.to_device(np.full((1000, 4, 4, 1), 255, np.uint8)))
     assert mean == (1.0,)
     assert std == (1.0,)  # a constant channel must not divide by nothing
 
@@ -360,7 +362,7 @@ def test_sums_of_white_images_stay_exact():
 def test_class_mean_images_are_numpys():
     images = RNG.integers(0, 256, (700, 4, 3, 3), dtype=np.uint8)
     labels = RNG.integers(0, 2, 700).astype(np.int32)
-    means = device.to_numpy(frames.class_mean_images(device.to_device(images), device.to_device(labels), 3))
+    means = device.to_numpy(statistics.class_mean_images(device.to_device(images), device.to_device(labels), 3))
     expected = np.stack([images[labels == 0].mean(axis=0), images[labels == 1].mean(axis=0), np.zeros((4, 3, 3))])
     assert means.dtype == np.float32
     assert np.allclose(means, expected, atol=1e-4)
@@ -369,7 +371,7 @@ def test_class_mean_images_are_numpys():
 def test_examples_are_the_first_of_each_class():
     images = RNG.integers(1, 256, (6, 2, 2, 1), dtype=np.uint8)
     train = data_set((images, [0, 1, 0, 0, 2, 0])).train
-    shown = device.to_numpy(frames.examples(train, 2, 3))
+    shown = device.to_numpy(statistics.examples(train, 2, 3))
     assert np.array_equal(shown[:4], images[[0, 2, 3, 1]])
     assert not shown[4:].any()  # class 1 has one picture only
 
@@ -387,8 +389,8 @@ def test_the_whole_of_cifar10_is_read_in_time(tmp_path):
     path = tmp_path / "cache.parquet"
     some = batch("train", 3000, (32, 32, 3))
     write(path, [some] * 4)
-    header = columns.read_header(path)
+    header = cache.read_header(path)
     start = time.process_time()
-    columns.read(path, header)
+    cache.read(path, header)
     # A fifth of the data; two cores share the work.
     assert (time.process_time() - start) * 5 / 2 < 4

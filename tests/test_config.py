@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import PipelineError, augment, config
+from pipeline import augment
+from pipeline.core import config
+from pipeline.core.errors import PipelineError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = [

@@ -20,10 +20,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline import PipelineError, columns, config, datasets, device, frames
-from pipeline.datasets import archives, cifar10, source
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data import cache, download, load, source, statistics
+from pipeline.data.dataset import Split
+from pipeline.data.load import dataset_names, load_dataset, load_from_settings
+from pipeline.data.sources import cifar10
 
-CONFIGURATION = Path(datasets.__file__).parent.parent / "conf" / "dataset"
+CONFIGURATION = config.FOLDER / "dataset"
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,7 @@ def everything(dataset) -> set[tuple[int, int]]:
 
 
 def test_digits_are_scikit_learns_enlarged():
-    dataset = datasets.load("digits")
+    dataset = load_dataset("digits")
     reference = load_digits()
     assert dataset.class_names == [str(digit) for digit in range(10)]
     assert dataset.image_shape == (32, 32, 1) and dataset.num_classes == 10
@@ -98,7 +102,7 @@ def test_digits_are_scikit_learns_enlarged():
 
 
 def test_digits_have_a_fixed_stratified_test_split():
-    first, second = datasets.load("digits", seed=0), datasets.load("digits", seed=1)
+    first, second = load_dataset("digits", seed=0), load_dataset("digits", seed=1)
     assert list(first.test.sources.to_numpy()) == list(second.test.sources.to_numpy())
     assert list(first.validation.sources.to_numpy()) != list(second.validation.sources.to_numpy())
     expected = np.floor(np.bincount(load_digits().target) * 0.2 + 0.5)
@@ -106,7 +110,7 @@ def test_digits_have_a_fixed_stratified_test_split():
 
 
 def test_image_size_and_channels_are_obeyed():
-    dataset = datasets.load("digits", image_size=[16, 24], channels=3)
+    dataset = load_dataset("digits", image_size=[16, 24], channels=3)
     assert dataset.image_shape == (16, 24, 3)
     images = device.to_numpy(dataset.train.images)
     assert np.array_equal(images[..., 0], images[..., 2])
@@ -114,14 +118,14 @@ def test_image_size_and_channels_are_obeyed():
 
 
 def test_mean_and_deviation_are_those_of_the_training_split():
-    dataset = datasets.load("digits", classes=["3", "7"], limit_per_class=50)
+    dataset = load_dataset("digits", classes=["3", "7"], limit_per_class=50)
     images = device.to_numpy(dataset.train.images) / 255
     assert np.allclose(dataset.mean, images.mean(axis=(0, 1, 2)), atol=1e-12)
     assert np.allclose(dataset.std, images.std(axis=(0, 1, 2)), atol=1e-12)
 
 
 def test_classes_and_limits():
-    dataset = datasets.load("digits", classes=["7", "3"], limit_per_class=20, validation_fraction=0.25)
+    dataset = load_dataset("digits", classes=["7", "3"], limit_per_class=20, validation_fraction=0.25)
     assert dataset.class_names == ["3", "7"]
     assert [np.bincount(labels_of(split)).tolist() for split in dataset.splits.values()] == [[15, 15], [5, 5], [20, 20]]
     target = load_digits().target
@@ -131,7 +135,7 @@ def test_classes_and_limits():
 
 
 def test_no_validation_split_when_none_is_wanted():
-    dataset = datasets.load("digits", validation_fraction=0)
+    dataset = load_dataset("digits", validation_fraction=0)
     assert len(dataset.validation) == 0 and len(dataset.train) + len(dataset.test) == 1797
     assert tuple(dataset.validation.images.shape[1:]) == (32, 32, 1)
 
@@ -144,14 +148,14 @@ def count_decoding(monkeypatch) -> list[str]:
     decoded = []
     decode = source.decode
     monkeypatch.setattr(
-        datasets, "decode", lambda *args, **kwargs: decoded.append(kwargs["name"]) or decode(*args, **kwargs)
+        load, "decode", lambda *args, **kwargs: decoded.append(kwargs["name"]) or decode(*args, **kwargs)
     )
     return decoded
 
 
 def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
     decoded = count_decoding(monkeypatch)
-    first, second = datasets.load("digits"), datasets.load("digits")
+    first, second = load_dataset("digits"), load_dataset("digits")
     assert decoded == ["digits"]
     for name, split in first.splits.items():
         other = second.splits[name]
@@ -163,19 +167,19 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(monkeypatch):
 
 def test_another_size_is_another_cache_and_a_filter_is_not(monkeypatch, own_cache):
     decoded = count_decoding(monkeypatch)
-    datasets.load("digits")
-    datasets.load("digits", classes=["1", "2"], limit_per_class=3, seed=4, validation_fraction=0.5)
+    load_dataset("digits")
+    load_dataset("digits", classes=["1", "2"], limit_per_class=3, seed=4, validation_fraction=0.5)
     assert len(decoded) == 1
-    datasets.load("digits", image_size=16)
+    load_dataset("digits", image_size=16)
     assert len(decoded) == 2 and len(list((own_cache / "datasets").iterdir())) == 2
 
 
 def test_a_changed_source_is_decoded_again_in_place(tmp_path, monkeypatch, own_cache):
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
     decoded = count_decoding(monkeypatch)
-    before = datasets.load("image_folder", root)
+    before = load_dataset("image_folder", root)
     (root / "cat" / "new.png").write_bytes(png(5))
-    after = datasets.load("image_folder", root)
+    after = load_dataset("image_folder", root)
     assert len(decoded) == 2 and before.digest != after.digest
     assert everything(after) - everything(before) == {(5, 0)}
     assert len(list((own_cache / "datasets").iterdir())) == 1
@@ -187,14 +191,14 @@ def test_no_picture_is_lost_without_a_word(tmp_path, caplog):
     (root / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
     (root / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(PipelineError, match=r"phone\.HEIC"):
-        datasets.load("image_folder", root)
-    dataset = datasets.load("image_folder", root, max_rejected=0.5)
+        load_dataset("image_folder", root)
+    dataset = load_dataset("image_folder", root, max_rejected=0.5)
     assert dataset.class_names == ["cat", "dog"]
     assert [Path(image.path).name for image in dataset.rejected] == ["phone.HEIC"]
 
 
 def test_a_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
-    from pipeline.datasets import image_folder
+    from pipeline.data.sources import image_folder
 
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2), "dog": greys(11, 12)})
 
@@ -204,54 +208,54 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_folder.os, "walk", closed)  # root may read everything
     with pytest.raises(PipelineError, match="Permission denied"):
-        datasets.load("image_folder", root)
+        load_dataset("image_folder", root)
 
 
 def test_a_copy_has_the_same_digest_and_swapped_labels_another(tmp_path):
     tree = {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)}
-    first = datasets.load("image_folder", folder_of(tmp_path / "first", tree))
-    copy = datasets.load("image_folder", folder_of(tmp_path / "second", tree))
-    swapped = datasets.load("image_folder", folder_of(tmp_path / "third", {"cat": tree["dog"], "dog": tree["cat"]}))
+    first = load_dataset("image_folder", folder_of(tmp_path / "first", tree))
+    copy = load_dataset("image_folder", folder_of(tmp_path / "second", tree))
+    swapped = load_dataset("image_folder", folder_of(tmp_path / "third", {"cat": tree["dog"], "dog": tree["cat"]}))
     assert first.digest == copy.digest != swapped.digest
 
 
 def test_a_file_that_becomes_readable_is_noticed(tmp_path, monkeypatch):
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
     decoded = count_decoding(monkeypatch)
-    datasets.load("image_folder", root)
+    load_dataset("image_folder", root)
     (root / "cat" / "000.png").chmod(0o600)  # size and time of writing stay
-    datasets.load("image_folder", root)
+    load_dataset("image_folder", root)
     assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
 def test_a_damaged_cache_is_made_again(damage, own_cache, caplog):
-    before = datasets.load("digits")
+    before = load_dataset("digits")
     (path,) = (own_cache / "datasets").iterdir()
     data = bytearray(path.read_bytes())
     if damage == "flipped":
         for position in range(1000, 1100):
             data[position] ^= 0xFF
     path.write_bytes({"truncated": data[:5000], "flipped": data, "emptied": b""}[damage])
-    after = datasets.load("digits")
+    after = load_dataset("digits")
     assert np.array_equal(device.to_numpy(before.train.images), device.to_numpy(after.train.images))
-    assert datasets.load("digits").digest == before.digest
+    assert load_dataset("digits").digest == before.digest
 
 
 def test_too_little_memory_is_one_sentence(monkeypatch):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(columns, "_read_with_pyarrow", full)
-    monkeypatch.setattr(columns, "_read_with_cudf", full)
+    monkeypatch.setattr(cache, "_read_with_pyarrow", full)
+    monkeypatch.setattr(cache, "_read_with_cudf", full)
     with pytest.raises(PipelineError, match="image_size"):
-        datasets.load("digits")
+        load_dataset("digits")
 
 
 def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
-        datasets.load("digits", cache_dir=tmp_path / "file")
+        load_dataset("digits", cache_dir=tmp_path / "file")
 
 
 # image_folder
@@ -259,7 +263,7 @@ def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
 
 def test_class_folders_with_a_test_split_made_from_them(tmp_path):
     tree = {"dog": greys(*range(100, 110)), "cat": greys(*range(10))}
-    dataset = datasets.load("image_folder", folder_of(tmp_path, tree), validation_fraction=0.25)
+    dataset = load_dataset("image_folder", folder_of(tmp_path, tree), validation_fraction=0.25)
     assert dataset.class_names == ["cat", "dog"]
     assert [len(split) for split in dataset.splits.values()] == [12, 4, 4]
     assert everything(dataset) == {(value, 0) for value in range(10)} | {(value, 1) for value in range(100, 110)}
@@ -274,7 +278,7 @@ def test_train_test_and_validation_folders_are_kept_apart(tmp_path):
         "test/b": greys(6),
         "val/b": greys(7),
     }
-    dataset = datasets.load("image_folder", folder_of(tmp_path, tree))
+    dataset = load_dataset("image_folder", folder_of(tmp_path, tree))
     assert sorted(pixels_of(dataset.train)) == [1, 2, 3, 4]
     assert pixels_of(dataset.validation) == [7] and labels_of(dataset.validation) == [1]
     assert pixels_of(dataset.test) == [5, 6] and labels_of(dataset.test) == [0, 1]
@@ -288,7 +292,7 @@ def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
     (tmp_path / "README.md").write_text("no class", encoding="utf-8")
     for suffix, kind in ((".JPEG", "JPEG"), (".bmp", "BMP"), (".GIF", "GIF"), (".webp", "WEBP")):
         (tmp_path / "b" / f"x{suffix}").write_bytes(png(5, kind=kind))
-    dataset = datasets.load("image_folder", tmp_path, channels=1, test_fraction=0, validation_fraction=0)
+    dataset = load_dataset("image_folder", tmp_path, channels=1, test_fraction=0, validation_fraction=0)
     assert dataset.class_names == ["a", "b"]
     assert np.bincount(labels_of(dataset.train)).tolist() == [2, 6]
 
@@ -296,49 +300,49 @@ def test_nested_folders_hidden_files_and_other_kinds(tmp_path):
 def test_different_sizes_ask_for_image_size(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png(2, (10, 6))], "b": greys(3, 4)})
     with pytest.raises(PipelineError, match="image_size"):
-        datasets.load("image_folder", tmp_path)
-    assert datasets.load("image_folder", tmp_path, image_size=8).image_shape == (8, 8, 1)
+        load_dataset("image_folder", tmp_path)
+    assert load_dataset("image_folder", tmp_path, image_size=8).image_shape == (8, 8, 1)
 
 
 def test_mixed_grey_and_colour_ask_for_channels(tmp_path):
     folder_of(tmp_path, {"a": [png(1), png((2, 3, 4))], "b": greys(3, 4)})
     with pytest.raises(PipelineError, match="channels"):
-        datasets.load("image_folder", tmp_path)
-    assert datasets.load("image_folder", tmp_path, channels=3).image_shape == (8, 8, 3)
+        load_dataset("image_folder", tmp_path)
+    assert load_dataset("image_folder", tmp_path, channels=3).image_shape == (8, 8, 3)
 
 
 def test_bad_images_are_listed_and_left_out(tmp_path, caplog):
     folder_of(tmp_path, {"a": [*greys(*range(98)), b"", png(7)[:50]], "b": greys(*range(100, 200))})
     with caplog.at_level(logging.WARNING):
-        dataset = datasets.load("image_folder", tmp_path)
+        dataset = load_dataset("image_folder", tmp_path)
     reasons = {Path(bad.path).name: bad.reason for bad in dataset.rejected}
     assert set(reasons) == {"098.png", "099.png"}
     assert "empty" in reasons["098.png"] and "truncated" in reasons["099.png"]
     assert sum(len(split) for split in dataset.splits.values()) == 198
     assert "098.png" in caplog.text
-    assert datasets.load("image_folder", tmp_path).rejected == dataset.rejected  # from the cache as well
+    assert load_dataset("image_folder", tmp_path).rejected == dataset.rejected  # from the cache as well
 
 
 def test_too_many_bad_images_stop_the_load(tmp_path):
     folder_of(tmp_path, {"a": [*greys(*range(9)), b"broken"], "b": greys(*range(100, 110))})
     with pytest.raises(PipelineError, match=r"009\.png") as info:
-        datasets.load("image_folder", tmp_path)
+        load_dataset("image_folder", tmp_path)
     assert info.value.exit_code == 1
-    assert len(datasets.load("image_folder", tmp_path, max_rejected=0.05).rejected) == 1
+    assert len(load_dataset("image_folder", tmp_path, max_rejected=0.05).rejected) == 1
     with pytest.raises(PipelineError, match="max_rejected"):  # the cache does not hide it
-        datasets.load("image_folder", tmp_path)
+        load_dataset("image_folder", tmp_path)
 
 
 def test_a_class_of_bad_images_only(tmp_path):
     folder_of(tmp_path, {"a": greys(1, 2), "b": [b"", b""]})
     with pytest.raises(PipelineError, match="'b'"):
-        datasets.load("image_folder", tmp_path, max_rejected=1)
+        load_dataset("image_folder", tmp_path, max_rejected=1)
 
 
 def test_bad_images_only(tmp_path):
     folder_of(tmp_path, {"a": [b""], "b": [b""]})
     with pytest.raises(PipelineError, match=r"000\.png"):
-        datasets.load("image_folder", tmp_path)
+        load_dataset("image_folder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -355,17 +359,17 @@ def test_bad_images_only(tmp_path):
 def test_unusable_folders_say_why(tmp_path, tree, word):
     folder_of(tmp_path, tree)
     with pytest.raises(PipelineError) as info:
-        datasets.load("image_folder", tmp_path)
+        load_dataset("image_folder", tmp_path)
     assert word.format(root=tmp_path) in str(info.value)
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    dataset = datasets.load("image_folder", folder_of(tmp_path, {"train": greys(1, 2), "plane": greys(3, 4)}))
+    dataset = load_dataset("image_folder", folder_of(tmp_path, {"train": greys(1, 2), "plane": greys(3, 4)}))
     assert dataset.class_names == ["plane", "train"]
 
 
 def test_a_class_name_may_be_any_text(tmp_path):
-    dataset = datasets.load("image_folder", folder_of(tmp_path, {"chat noir": greys(1, 2), "Schäfer": greys(3, 4)}))
+    dataset = load_dataset("image_folder", folder_of(tmp_path, {"chat noir": greys(1, 2), "Schäfer": greys(3, 4)}))
     assert dataset.class_names == ["Schäfer", "chat noir"]
 
 
@@ -378,7 +382,7 @@ HUGGING_FACE = {
 
 def test_a_single_file_with_integers(tmp_path):
     path = parquet_of(tmp_path / "all.parquet", greys(*range(20)), [5, 9] * 10, image="image", label="labels")
-    dataset = datasets.load("parquet", path)
+    dataset = load_dataset("parquet", path)
     assert dataset.class_names == ["5", "9"]
     assert everything(dataset) == {(value, value % 2) for value in range(20)}
     assert len(dataset.test) == 4
@@ -393,7 +397,7 @@ def test_a_folder_of_splits_with_structs_and_names_in_the_metadata(tmp_path):
     parquet_of(tmp_path / "data/train-00001-of-00002.parquet", structs(3, 4), [0, 1], metadata=HUGGING_FACE)
     parquet_of(tmp_path / "data/validation-00000-of-00001.parquet", structs(5), [1], metadata=HUGGING_FACE)
     parquet_of(tmp_path / "data/test-00000-of-00001.parquet", structs(6, 7), [1, 0], metadata=HUGGING_FACE)
-    dataset = datasets.load("parquet", tmp_path)
+    dataset = load_dataset("parquet", tmp_path)
     assert dataset.class_names == ["x", "y"]
     assert [pixels_of(split) for split in dataset.splits.values()] == [[1, 2, 3, 4], [5], [6, 7]]
     assert [labels_of(split) for split in dataset.splits.values()] == [[0, 1, 0, 1], [1], [1, 0]]
@@ -402,20 +406,20 @@ def test_a_folder_of_splits_with_structs_and_names_in_the_metadata(tmp_path):
 
 def test_texts_as_labels(tmp_path):
     labels = pa.array(["b", "a", "b", "a"]).dictionary_encode()
-    dataset = datasets.load("parquet", parquet_of(tmp_path / "x.parquet", greys(1, 2, 3, 4), labels))
+    dataset = load_dataset("parquet", parquet_of(tmp_path / "x.parquet", greys(1, 2, 3, 4), labels))
     assert dataset.class_names == ["a", "b"]
     assert everything(dataset) == {(1, 1), (2, 0), (3, 1), (4, 0)}
 
 
 def test_class_names_as_an_argument(tmp_path):
     path = parquet_of(tmp_path / "x.parquet", greys(1, 2, 3, 4), [0, 1, 0, 1])
-    assert datasets.load("parquet", path, class_names=["no", "yes"]).class_names == ["no", "yes"]
-    assert datasets.load("parquet", path, class_names=["low", "high"]).class_names == ["low", "high"]
+    assert load_dataset("parquet", path, class_names=["no", "yes"]).class_names == ["no", "yes"]
+    assert load_dataset("parquet", path, class_names=["low", "high"]).class_names == ["low", "high"]
 
 
 def test_a_row_without_an_image_is_rejected(tmp_path):
     path = parquet_of(tmp_path / "x.parquet", [*greys(*range(5)), None], [0, 1] * 3)
-    dataset = datasets.load("parquet", path, max_rejected=0.5)
+    dataset = load_dataset("parquet", path, max_rejected=0.5)
     assert [bad.path for bad in dataset.rejected] == ["x.parquet#5"]
 
 
@@ -439,7 +443,7 @@ def test_a_row_without_an_image_is_rejected(tmp_path):
 def test_unusable_parquet_says_why(tmp_path, images, labels, options, word):
     path = parquet_of(tmp_path / "x.parquet", images, labels)
     with pytest.raises(PipelineError) as info:
-        datasets.load("parquet", path, **options)
+        load_dataset("parquet", path, **options)
     assert word in str(info.value).replace(str(tmp_path), "")  # a folder's number is no word of the sentence
 
 
@@ -460,14 +464,14 @@ def test_texts_in_a_struct_are_no_images_and_no_files_to_open(tmp_path):
     own_file.write_bytes(png(3))
     parquet_of_structs(tmp_path, pa.string(), [str(own_file)] * 20)
     with pytest.raises(PipelineError, match="struct<bytes: string"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 @pytest.mark.parametrize("names", [5, {"a": "b"}, [1, 2], {"0": "zero", "1": "one"}])
 def test_odd_class_names_in_the_metadata_stop_nothing(tmp_path, names):
     parquet_of_structs(tmp_path, pa.binary(), [png(value) for value in range(40)], names, where=7)
     expected = {list: ["1", "2"], dict: ["zero", "one"]}.get(type(names), ["0", "1"])
-    found = datasets.load("parquet", tmp_path).class_names
+    found = load_dataset("parquet", tmp_path).class_names
     assert found == (["0", "1"] if names == {"a": "b"} else expected)
 
 
@@ -475,14 +479,14 @@ def test_labels_too_large_for_any_class_are_one_sentence(tmp_path):
     table = pa.table({"image": [png(value) for value in range(4)], "label": pa.array([2**63 + 5] * 4, pa.uint64())})
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(PipelineError, match=r"train\.parquet"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 def test_a_file_whose_name_is_no_text_is_loaded_like_any_other(tmp_path):
     folder_of(tmp_path, {"a": greys(*range(20)), "b": greys(*range(100, 120))})
     name = os.fsdecode(b"\xff.png")
     (tmp_path / "a" / name).write_bytes(png(99))
-    splits = datasets.load("image_folder", tmp_path).splits.values()
+    splits = load_dataset("image_folder", tmp_path).splits.values()
     assert sum(len(split) for split in splits) == 41
     assert any(source.endswith("\\udcff.png") for split in splits for source in split.sources.to_numpy())
 
@@ -497,52 +501,52 @@ def test_a_file_whose_name_is_no_text_is_loaded_like_any_other(tmp_path):
 )
 def test_settings_that_no_data_set_has_or_takes_are_one_sentence(setting, word):
     with pytest.raises(PipelineError, match=word):
-        datasets.from_settings(config.compose([setting])["dataset"])
+        load_from_settings(config.compose([setting])["dataset"])
 
 
 def test_numbers_and_texts_as_labels_do_not_mix(tmp_path):
     parquet_of(tmp_path / "train.parquet", greys(1, 2), [0, 1])
     parquet_of(tmp_path / "test.parquet", greys(1, 2), ["0", "1"])
     with pytest.raises(PipelineError, match=r"(?i)label"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 def test_no_training_file(tmp_path):
     parquet_of(tmp_path / "test.parquet", greys(1, 2), [0, 1])
     with pytest.raises(PipelineError, match=r"\btrain\b"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 def test_missing_columns_are_named(tmp_path):
     path = parquet_of(tmp_path / "x.parquet", greys(1), [0], image="picture", label="class")
     with pytest.raises(PipelineError, match="'label'"):
-        datasets.load("parquet", path)
+        load_dataset("parquet", path)
     path = parquet_of(tmp_path / "y.parquet", greys(1, 2), [0, 1], image="picture")
     with pytest.raises(PipelineError, match="'img'"):
-        datasets.load("parquet", path)
+        load_dataset("parquet", path)
 
 
 def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(PipelineError, match=r"x\.parquet"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 def test_files_of_no_split_among_others(tmp_path):
     parquet_of(tmp_path / "train.parquet", greys(1, 2), [0, 1])
     parquet_of(tmp_path / "extra.parquet", greys(1, 2), [0, 1])
     with pytest.raises(PipelineError, match=r"extra\.parquet"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
 
 
 def test_an_empty_folder_and_none(tmp_path):
     with pytest.raises(PipelineError, match=r"\.parquet"):
-        datasets.load("parquet", tmp_path)
+        load_dataset("parquet", tmp_path)
     for name in ("parquet", "image_folder"):
         with pytest.raises(PipelineError, match="data_dir"):
-            datasets.load(name)
+            load_dataset(name)
         with pytest.raises(PipelineError, match="/missing"):
-            datasets.load(name, tmp_path / "missing")
+            load_dataset(name, tmp_path / "missing")
 
 
 # cifar10
@@ -577,7 +581,7 @@ def test_the_official_binary_archive(tmp_path, monkeypatch, inside):
     path = tmp_path / inside / cifar10.ARCHIVE
     contents = binary_archive(path)
     monkeypatch.setattr(cifar10, "DIGEST", md5_of(path))
-    dataset = datasets.load("cifar10", tmp_path)
+    dataset = load_dataset("cifar10", tmp_path)
     assert [len(split) for split in dataset.splits.values()] == [90, 10, 20]
     assert dataset.class_names[0] == "airplane" and dataset.class_names[9] == "truck"
     for split in dataset.splits.values():
@@ -592,21 +596,21 @@ def test_a_damaged_unpacked_archive_is_unpacked_again_when_its_folder_is_removed
     path = tmp_path / cifar10.ARCHIVE
     binary_archive(path)
     monkeypatch.setattr(cifar10, "DIGEST", md5_of(path))
-    datasets.load("cifar10", tmp_path)
+    load_dataset("cifar10", tmp_path)
     (batches,) = own_cache.glob("**/cifar-10-batches-bin")
     for parquet in own_cache.rglob("*.parquet"):
         parquet.unlink()
     (batches / "data_batch_2.bin").write_bytes(b"too short")
     with pytest.raises(PipelineError, match=str(batches)):
-        datasets.load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
     shutil.rmtree(batches)
-    assert len(datasets.load("cifar10", tmp_path).test) == 20
+    assert len(load_dataset("cifar10", tmp_path).test) == 20
 
 
 def test_an_archive_of_another_digest_is_refused(tmp_path):
     binary_archive(tmp_path / cifar10.ARCHIVE, count=1)
     with pytest.raises(PipelineError, match="c32a1d"):
-        datasets.load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
 
 
 def test_parquet_is_preferred_to_the_archive(tmp_path, monkeypatch):
@@ -614,15 +618,15 @@ def test_parquet_is_preferred_to_the_archive(tmp_path, monkeypatch):
     images = [png((value, 0, 0), (32, 32)) for value in range(20)]
     parquet_of(tmp_path / "cifar10/train.parquet", images, list(range(10)) * 2)
     parquet_of(tmp_path / "cifar10/test.parquet", images[:10], list(range(10)))
-    dataset = datasets.load("cifar10", tmp_path)
+    dataset = load_dataset("cifar10", tmp_path)
     assert len(dataset.test) == 10 and dataset.class_names == cifar10.CLASS_NAMES
-    assert datasets.load("cifar10", tmp_path / "cifar10").digest == dataset.digest
+    assert load_dataset("cifar10", tmp_path / "cifar10").digest == dataset.digest
 
 
 def test_cifar10_of_the_real_data(real_data):
     """5,000 training and 1,000 test images of each class; a sample compared with Pillow's own decoding."""
-    dataset = datasets.load("cifar10", real_data, progress=False)
-    counts = frames.counts(dataset)
+    dataset = load_dataset("cifar10", real_data, progress=False)
+    counts = statistics.counts(dataset)
     counts = counts.to_pandas() if hasattr(counts, "to_pandas") else counts
     assert (counts[["train", "validation", "test"]] == [4500, 500, 1000]).all(axis=None)
     # The published statistics of CIFAR-10 (0.4914, 0.4822, 0.4465), on JPEG copies and nine tenths of the images.
@@ -675,10 +679,10 @@ def test_cifar10_is_downloaded_where_it_is_not_found(tmp_path, server, monkeypat
     server.pages["/cifar"] = (content, len(content))
     monkeypatch.setattr(cifar10, "ADDRESS", f"http://127.0.0.1:{server.server_port}/cifar")
     monkeypatch.setattr(cifar10, "DIGEST", md5_of(tmp_path / "official.tar.gz"))
-    assert len(datasets.load("cifar10").test) == 20
+    assert len(load_dataset("cifar10").test) == 20
     assert (own_cache / "downloads" / "cifar10" / cifar10.ARCHIVE).read_bytes() == content
     server.pages.clear()
-    assert len(datasets.load("cifar10", limit_per_class=1).test) == 10  # not downloaded twice
+    assert len(load_dataset("cifar10", limit_per_class=1).test) == 10  # not downloaded twice
 
 
 @pytest.mark.parametrize(
@@ -696,13 +700,13 @@ def test_a_failed_download_leaves_nothing(tmp_path, server, page, word):
         server.pages["/x"] = page
     address = f"http://127.0.0.1:{server.server_port}/x"
     with pytest.raises(PipelineError, match=word):
-        archives.download(address, tmp_path / "folder" / "x", "md5:" + hashlib.md5(b"halfhalf").hexdigest())
+        download.download(address, tmp_path / "folder" / "x", "md5:" + hashlib.md5(b"halfhalf").hexdigest())
     assert list((tmp_path / "folder").iterdir()) == []
 
 
 def test_no_connection_says_where_to_put_the_file(tmp_path):
     with pytest.raises(PipelineError, match=str(tmp_path / "x")) as info:
-        archives.download("http://127.0.0.1:9/x", tmp_path / "x", "md5:0")
+        download.download("http://127.0.0.1:9/x", tmp_path / "x", "md5:0")
     assert info.value.exit_code == 1
 
 
@@ -737,7 +741,7 @@ def tar_link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.T
 def test_unsafe_tar_members_are_refused(tmp_path, member):
     archive = tar_with(tmp_path / "x.tar.gz", tarfile.TarInfo("good"), member)
     with pytest.raises(PipelineError) as info:
-        archives.unpack(archive, tmp_path / "inner" / "out")
+        download.unpack(archive, tmp_path / "inner" / "out")
     assert repr(member.name) in str(info.value)
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar.gz", "inner"] or not (tmp_path / "evil").exists()
     assert list((tmp_path / "inner").iterdir()) == []
@@ -752,7 +756,7 @@ def test_unsafe_zip_members_are_refused(tmp_path, name, mode):
         member.external_attr = mode << 16
         archive.writestr(member, "target")
     with pytest.raises(PipelineError) as info:
-        archives.unpack(tmp_path / "x.zip", tmp_path / "inner" / "out")
+        download.unpack(tmp_path / "x.zip", tmp_path / "inner" / "out")
     assert repr(name) in str(info.value)
     assert list((tmp_path / "inner").iterdir()) == []
 
@@ -764,7 +768,7 @@ def test_archives_unpack_whole(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/b/c.txt", "zip")
     for kind in ("tar.gz", "zip"):
-        out = archives.unpack(tmp_path / f"x.{kind}", tmp_path / f"out-{kind}")
+        out = download.unpack(tmp_path / f"x.{kind}", tmp_path / f"out-{kind}")
         assert [p.relative_to(out).as_posix() for p in out.rglob("*.txt")] == ["a/b/c.txt"]
         assert (out / "a/b/c.txt").read_text(encoding="utf-8") == kind.split(".")[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-tar.gz", "out-zip", "x.tar.gz", "x.zip"]
@@ -783,15 +787,15 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, kind):
         damaged = tar_with(path, tarfile.TarInfo("x.bin"), content=content).read_bytes()[:30_000]
     path.write_bytes(damaged if kind != "text" else b"no archive at all")
     with pytest.raises(PipelineError, match=path.name):
-        archives.unpack(path, tmp_path / "inner" / "out")
+        download.unpack(path, tmp_path / "inner" / "out")
     assert list((tmp_path / "inner").iterdir()) == []
 
 
 def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path, monkeypatch):
     tar_with(tmp_path / "x.tar", tarfile.TarInfo("large"), content=bytes(3_000_000))
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 2_900_000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 2_900_000))
     with pytest.raises(PipelineError, match="3 MB"):
-        archives.unpack(tmp_path / "x.tar", tmp_path / "inner" / "out")
+        download.unpack(tmp_path / "x.tar", tmp_path / "inner" / "out")
     assert list((tmp_path / "inner").iterdir()) == []
 
 
@@ -819,7 +823,7 @@ def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path, monkeypatch)
 )
 def test_wrong_arguments_are_one_sentence(arguments, word):
     with pytest.raises(PipelineError) as info:
-        datasets.load(**{"name": "digits", **arguments})
+        load_dataset(**{"name": "digits", **arguments})
     assert word in str(info.value)
 
 
@@ -837,7 +841,7 @@ def test_every_data_set_has_a_configuration_that_load_takes(path):
     import inspect
 
     settings = OmegaConf.load(path)
-    parameters = inspect.signature(datasets.load).parameters
+    parameters = inspect.signature(load_dataset).parameters
     assert settings.name == path.stem and set(settings) <= set(parameters)
     for key, value in settings.items():
         if key not in ("name", "data_dir"):
@@ -845,18 +849,18 @@ def test_every_data_set_has_a_configuration_that_load_takes(path):
 
 
 def test_a_configuration_for_every_data_set():
-    assert {path.stem for path in CONFIGURATION.glob("*.yaml")} == set(datasets.names())
+    assert {path.stem for path in CONFIGURATION.glob("*.yaml")} == set(dataset_names())
 
 
 def test_lists_of_the_configuration_are_taken():
     settings = OmegaConf.create({"name": "digits", "classes": ["1", "2"], "image_size": [8, 16]})
-    dataset = datasets.load(**settings)
+    dataset = load_dataset(**settings)
     assert dataset.class_names == ["1", "2"] and dataset.image_shape == (8, 16, 1)
 
 
 def test_arrays_live_where_the_pipeline_computes():
-    dataset = datasets.load("digits")
+    dataset = load_dataset("digits")
     for split in dataset.splits.values():
         assert isinstance(split.images, device.xp().ndarray) and isinstance(split.labels, device.xp().ndarray)
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
-    assert isinstance(dataset.train, columns.Split)
+    assert isinstance(dataset.train, Split)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, cli, device, first_line
+from pipeline.core import cli, device
+from pipeline.core.errors import PipelineError, first_line
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -25,7 +26,7 @@ def python(code, **environment):
 
 def test_cpu_choice_gives_numpy_pandas_and_no_gpu():
     answer = python(
-        "from pipeline import device; print(device.has_gpu(), device.xp().__name__, device.dataframe().__name__)",
+        "from pipeline.core import device; print(device.has_gpu(), device.xp().__name__, device.dataframe().__name__)",
         PIPELINE_DEVICE="cpu",
     )
     assert answer.stdout.split() == ["False", "numpy", "pandas"]
@@ -44,7 +45,7 @@ def test_unknown_choice_and_missing_gpu_are_one_sentence(monkeypatch):
 def test_native_messages_go_to_the_log_and_python_errors_to_the_terminal(tmp_path):
     log = tmp_path / "deep" / "native.log"
     answer = python(
-        "import os, sys; from pipeline import device; device.native_log();"
+        "import os, sys; from pipeline.core import device; device.native_log();"
         "os.write(2, b'from native code\\n'); print('from Python', file=sys.stderr)",
         PIPELINE_LOG=str(log),
     )
@@ -54,7 +55,8 @@ def test_native_messages_go_to_the_log_and_python_errors_to_the_terminal(tmp_pat
 
 def test_dash_leaves_native_messages_in_the_terminal():
     answer = python(
-        "import os; from pipeline import device; print(device.native_log()); os.write(2, b'native')", PIPELINE_LOG="-"
+        "import os; from pipeline.core import device; print(device.native_log()); os.write(2, b'native')",
+        PIPELINE_LOG="-",
     )
     assert (answer.stdout.strip(), answer.stderr) == ("None", "native")
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import PipelineError, config, device, evaluate, train
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.evaluate import figures
+from pipeline.evaluate.metrics import calibration_curve, classification_metrics, most_confident_mistakes
+from pipeline.evaluate.run import evaluate_run, predict_probabilities
+from pipeline.train import train
 
 # Four images of three classes: right at 0.9, right at 0.5, wrong at 0.8, wrong at 0.6.
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.3, 0.5, 0.2], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]], np.float32)
@@ -15,7 +20,7 @@ NAMES = ["a", "b", "c"]
 
 
 def test_measure_gives_hand_calculated_figures():
-    measured = evaluate.measure(PROBABILITIES, LABELS, NAMES)
+    measured = classification_metrics(PROBABILITIES, LABELS, NAMES)
     assert measured["accuracy"] == 0.5
     assert measured["loss"] == pytest.approx(-(np.log(0.9) + np.log(0.5) + np.log(0.1) + np.log(0.2)) / 4, rel=1e-5)
     assert measured["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
@@ -24,7 +29,7 @@ def test_measure_gives_hand_calculated_figures():
 
 
 def test_calibration_error_is_the_weighted_gap():
-    diagram = evaluate.calibration(PROBABILITIES, LABELS, bins=2)
+    diagram = calibration_curve(PROBABILITIES, LABELS, bins=2)
     # Bins (0, 0.5] and (0.5, 1]: one right answer at 0.5; then 0.9, 0.8 and 0.6 of which one is right.
     np.testing.assert_allclose(diagram["confidence"], [0.5, (0.9 + 0.8 + 0.6) / 3], rtol=1e-6)
     np.testing.assert_allclose(diagram["accuracy"], [1.0, 1 / 3])
@@ -33,14 +38,14 @@ def test_calibration_error_is_the_weighted_gap():
 
 
 def test_most_confident_mistakes_come_first():
-    assert evaluate.most_confident_mistakes(PROBABILITIES, LABELS).tolist() == [2, 3]
-    assert evaluate.most_confident_mistakes(PROBABILITIES, LABELS, count=1).tolist() == [2]
+    assert most_confident_mistakes(PROBABILITIES, LABELS).tolist() == [2, 3]
+    assert most_confident_mistakes(PROBABILITIES, LABELS, count=1).tolist() == [2]
 
 
 def test_pictures_are_drawn_also_without_any_mistake():
     images = np.zeros((4, 8, 8, 1), np.uint8)
-    figures = evaluate.draw(PROBABILITIES, PROBABILITIES.argmax(axis=1), images, NAMES)
-    assert set(figures) == {"confusion_matrix", "calibration", "mistakes"}
+    drawn = figures.evaluation_figures(PROBABILITIES, PROBABILITIES.argmax(axis=1), images, NAMES)
+    assert set(drawn) == {"confusion_matrix", "calibration", "mistakes"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 512])
@@ -56,7 +61,7 @@ def test_probabilities_do_not_depend_on_the_batches_or_on_too_little_memory(batc
                 raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
             return tf.reshape(tf.cast(batch, tf.float32), [-1, 4]) / 255
 
-    found = evaluate.predict_probabilities(Model(), device.to_device(images), batch_size)
+    found = predict_probabilities(Model(), device.to_device(images), batch_size)
     np.testing.assert_allclose(found, images.reshape(9, 4) / np.float32(255), rtol=1e-6)
     assert max(sizes) == min(batch_size, 9)
 
@@ -65,7 +70,7 @@ def test_probabilities_do_not_depend_on_the_batches_or_on_too_little_memory(batc
             raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
 
     with pytest.raises(PipelineError, match="memory"):
-        evaluate.predict_probabilities(Hungry(), device.to_device(images), batch_size)
+        predict_probabilities(Hungry(), device.to_device(images), batch_size)
 
 
 def test_images_added_after_the_training_are_mentioned(tmp_path, monkeypatch, capsys):
@@ -82,13 +87,13 @@ def test_images_added_after_the_training_are_mentioned(tmp_path, monkeypatch, ca
     draw(0, 40)
     small = ["model.stages=[[8]]", "epochs=1", "dataset=image_folder", "data_dir=photos", "name=first"]
     run = train.train(config.compose(small))
-    evaluate.evaluate(run, run.load_dataset())
+    evaluate_run(run, run.load_dataset())
     assert "image_folder" not in capsys.readouterr().err
     draw(40, 50)
-    evaluate.evaluate(run, run.load_dataset())
+    evaluate_run(run, run.load_dataset())
     assert "image_folder" in capsys.readouterr().err
 
 
 def test_empty_split_is_one_sentence():
     with pytest.raises(PipelineError, match="images"):
-        evaluate.measure(PROBABILITIES[:0], LABELS[:0], NAMES)
+        classification_metrics(PROBABILITIES[:0], LABELS[:0], NAMES)

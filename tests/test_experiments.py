@@ -7,7 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from pipeline import augment, config, datasets, models, optimizers, train
+from pipeline import augment, models
+from pipeline.core import config
+from pipeline.data.load import dataset_names
+from pipeline.train import optimizers, train
 
 SHAPES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "tiny_imagenet": (64, 64, 3)}
 PRESETS = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
@@ -34,7 +37,7 @@ def changed_operations(policy: str) -> set[str]:
 def test_every_preset_composes_and_its_parts_accept_it(name):
     settings = config.compose([f"experiment={name}", "data_dir=somewhere"])
     dataset, model = settings["dataset"], dict(settings["model"])
-    assert dataset["name"] in datasets.names() and dataset["data_dir"] == "somewhere"
+    assert dataset["name"] in dataset_names() and dataset["data_dir"] == "somewhere"
     network = models.build(model.pop("name"), SHAPES[dataset["name"]], 10, **model)
     assert network.output_shape == (None, 10)
     augment.load_policy(settings["augment"])

@@ -18,7 +18,10 @@ import pytest
 
 from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
-from pipeline import PipelineError, device, files, models, runs
+from pipeline import models, runs
+from pipeline.core import device, files
+from pipeline.core.errors import PipelineError
+from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
 from tests.small_run import digits, write_run
 
@@ -111,7 +114,7 @@ def test_mixed_precision_run_exports_in_float32(tmp_path, digit_images):
 
 def test_export_json_holds_what_is_there(exported_run, digit_images):
     images, labels = digit_images
-    rows = artifacts.recorded(exported_run)
+    rows = exports.recorded(exported_run)
     names = {"model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"}
     assert set(rows) == names
     expected = keras_answers(exported_run, images).argmax(1)
@@ -130,24 +133,24 @@ def test_deleted_artifact_leaves_the_table(run):
     measured = dict(size_bytes=1, test_accuracy=1.0, agreement=1.0, latency_ms=1.0, images_per_second=1.0)
     for name in ("model_int8.tflite", "model_float16.tflite"):
         (run.make_export_dir() / name).write_bytes(b"x")
-        artifacts.record(run, run.export_dir / name, measured)
+        exports.record(run, run.export_dir / name, measured)
     (run.export_dir / "model_int8.tflite").unlink()
-    assert list(artifacts.recorded(run)) == ["model_float16.tflite"]
-    assert artifacts.table(run).row_count == 1
+    assert list(exports.recorded(run)) == ["model_float16.tflite"]
+    assert exports.table(run).row_count == 1
 
 
 def test_reading_a_run_without_exports_makes_nothing(trained_run, tmp_path):
     shutil.copytree(trained_run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("export"))
     bare = runs.Run(tmp_path / "bare")
     before = sorted(path.name for path in bare.path.iterdir())
-    assert artifacts.recorded(bare) == {}
+    assert exports.recorded(bare) == {}
     assert Predictor.load(bare.path).class_names == list("0123456789")
     assert sorted(path.name for path in bare.path.iterdir()) == before and not bare.export_dir.exists()
 
 
 def test_damaged_export_json_is_made_again(run):
     (run.make_export_dir() / "export.json").write_text('{"model.ke', encoding="utf-8")
-    artifacts.record(run, run.model_path, {"size_bytes": 3})
+    exports.record(run, run.model_path, {"size_bytes": 3})
     assert json.loads((run.export_dir / "export.json").read_text(encoding="utf-8")) == {
         "model.keras": {"size_bytes": 3}
     }
@@ -155,9 +158,7 @@ def test_damaged_export_json_is_made_again(run):
 
 def test_records_at_once_are_all_kept(run):
     threads = [
-        threading.Thread(
-            target=artifacts.record, args=(run, run.export_dir / f"artifact{index}", {"size_bytes": index})
-        )
+        threading.Thread(target=exports.record, args=(run, run.export_dir / f"artifact{index}", {"size_bytes": index}))
         for index in range(20)
     ]
     for thread in threads:
@@ -183,13 +184,13 @@ def test_failed_write_keeps_the_older_artifact(tmp_path):
     for error in (full, RuntimeError("RESOURCE_EXHAUSTED: x.tmp; No space left on device")):
         with (
             pytest.raises(PipelineError, match="artifact") as raised,
-            files.whole(path) as temporary,
+            files.atomic_write(path) as temporary,
         ):
             temporary.mkdir()
             (temporary / "content").write_text("half", encoding="utf-8")
             raise error
         assert raised.value.exit_code == 1
-    with pytest.raises(ZeroDivisionError), files.whole(path) as temporary:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as temporary:
         temporary.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
     assert (path / "content").read_text(encoding="utf-8") == "old"
@@ -201,7 +202,7 @@ def test_a_stop_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, kil
     path = tmp_path / "artifact"
 
     def write(text):
-        with files.whole(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.mkdir()
             (temporary / "content").write_text(text, encoding="utf-8")
 
@@ -222,7 +223,7 @@ def test_a_stop_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, kil
             write("new")
     if killed:
         assert not path.exists()
-        with pytest.raises(ZeroDivisionError), files.whole(path):
+        with pytest.raises(ZeroDivisionError), files.atomic_write(path):
             raise ZeroDivisionError
     assert (path / "content").read_text(encoding="utf-8") == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
@@ -249,7 +250,7 @@ def test_writers_at_once_leave_one_whole_folder(tmp_path):
 
     def write(mark):
         try:
-            with files.whole(path) as temporary:
+            with files.atomic_write(path) as temporary:
                 temporary.mkdir()
                 for part in range(20):
                     (temporary / str(part)).write_text(mark, encoding="utf-8")
@@ -353,7 +354,7 @@ def test_tensorflow_finds_a_library_under_its_other_name():
     program = """
 from pathlib import Path
 from export import tensorrt_library
-from pipeline import device
+from pipeline.core import device
 device.tensorflow()
 from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as tf2tensorrt
 print(tf2tensorrt.is_tensorrt_enabled())
@@ -400,9 +401,9 @@ def test_what_cannot_be_converted_is_named_with_its_layer():
     attention = models.build("vit_lite", (8, 8, 3), 3, depth=1, width=16, heads=2, operations="tensorflow")
     after = keras.Model(attention.inputs, Gamma(name="odd_layer")(attention.outputs[0]), name="network")
     network = models.deployable(after, (0.5,) * 3, (0.2,) * 3)
-    assert "odd_layer" in tflite.culprit(network)
-    assert any("Lgamma" in node and "odd_layer" in node for node in tftrt.left_over(graph, count=100))
-    assert len(tftrt.left_over(tf.compat.v1.GraphDef())) == 1
+    assert "odd_layer" in tflite.find_unsupported_layer(network)
+    assert any("Lgamma" in node and "odd_layer" in node for node in tftrt.unconverted_ops(graph, count=100))
+    assert len(tftrt.unconverted_ops(tf.compat.v1.GraphDef())) == 1
 
 
 def test_converted_nodes_are_counted():

@@ -6,7 +6,10 @@ from rich.console import Console
 
 from export import artifacts, saved_model, tflite
 from export.predict import Predictor
-from pipeline import config, datasets, device, train
+from pipeline.core import config, device
+from pipeline.data.load import load_dataset
+from pipeline.evaluate import exports
+from pipeline.train import train
 
 NETWORKS = {
     "fashion_mlp": ["epochs=5", "optimizer.learning_rate=3e-3"],
@@ -27,15 +30,15 @@ def test_every_target_holds_the_network(name, tmp_path, monkeypatch, capsys):
     dataset = run.load_dataset()
     folder = saved_model.save(run)
     files = {"saved_model": folder, **tflite.export(run, dataset)}
-    images = device.to_numpy(datasets.load("digits").test.images)
+    images = device.to_numpy(load_dataset("digits").test.images)
     keras_says = Predictor.load(run.path / "model.keras").probabilities(images).argmax(axis=1)
     for target, path in files.items():
         agreement = np.mean(Predictor.load(path).probabilities(images).argmax(axis=1) == keras_says)
         assert agreement >= (0.97 if target == "int8" else 0.99), (target, agreement)
     narrow = name == "vit_lite"  # of default width: 0.296
     assert artifacts.size(files["int8"]) < (0.5 if narrow else 0.3) * artifacts.size(files["float32"])
-    accuracy = {target: artifacts.recorded(run)[files[target].name]["test_accuracy"] for target in ("float32", "int8")}
+    accuracy = {target: exports.recorded(run)[files[target].name]["test_accuracy"] for target in ("float32", "int8")}
     assert accuracy["int8"] >= accuracy["float32"] - 0.01
     capsys.readouterr()
-    Console(width=80).print(artifacts.table(run))
+    Console(width=80).print(exports.table(run))
     assert "…" not in capsys.readouterr().out

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, config, datasets, device
-from pipeline.datasets import fashion_mnist
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import load_dataset
+from pipeline.data.sources import fashion_mnist
 
 COUNTS = {"train": 40, "t10k": 20}
 
@@ -52,7 +54,7 @@ def written(folder: Path, compressed: bool = True) -> Path:
 @pytest.mark.parametrize("inner", ["", "fashion-mnist", "fashion_mnist"])
 def test_the_files_are_read_wherever_they_are(tmp_path, compressed, inner):
     written(tmp_path / inner, compressed)
-    dataset = datasets.load("fashion_mnist", tmp_path, validation_fraction=0)
+    dataset = load_dataset("fashion_mnist", tmp_path, validation_fraction=0)
     assert dataset.image_shape == (28, 28, 1) and dataset.class_names[0] == "T-shirt/top" and dataset.num_classes == 10
     for split, prefix in ((dataset.train, "train"), (dataset.test, "t10k")):
         images, labels = arrays(prefix)
@@ -61,17 +63,17 @@ def test_the_files_are_read_wherever_they_are(tmp_path, compressed, inner):
 
 
 def test_a_stratified_validation_split(tmp_path):
-    dataset = datasets.load("fashion_mnist", written(tmp_path), validation_fraction=0.25, channels=3, image_size=32)
+    dataset = load_dataset("fashion_mnist", written(tmp_path), validation_fraction=0.25, channels=3, image_size=32)
     assert np.bincount(device.to_numpy(dataset.validation.labels)).tolist() == [1] * 10
     assert np.bincount(device.to_numpy(dataset.train.labels)).tolist() == [3] * 10
     assert dataset.image_shape == (32, 32, 3)
 
 
 def test_changed_files_are_noticed(tmp_path):
-    before = datasets.load("fashion_mnist", written(tmp_path), validation_fraction=0)
+    before = load_dataset("fashion_mnist", written(tmp_path), validation_fraction=0)
     images, _ = arrays("train")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(255 - images)))
-    after = datasets.load("fashion_mnist", tmp_path, validation_fraction=0)
+    after = load_dataset("fashion_mnist", tmp_path, validation_fraction=0)
     assert after.digest != before.digest
     assert np.array_equal(device.to_numpy(after.train.images)[..., 0], 255 - images)
 
@@ -104,7 +106,7 @@ def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, word, compressed
     damaged = damage(gzip.decompress(content) if compressed else content)
     path.write_bytes(gzip.compress(damaged) if compressed else damaged)
     with pytest.raises(PipelineError) as caught:
-        datasets.load("fashion_mnist", tmp_path)
+        load_dataset("fashion_mnist", tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # a folder's number is no word of the sentence
 
@@ -122,15 +124,15 @@ def test_damaged_gzip_gets_one_sentence(tmp_path, damage):
     path = written(tmp_path) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PipelineError, match=r"train-images-idx3-ubyte\.gz"):
-        datasets.load("fashion_mnist", tmp_path)
+        load_dataset("fashion_mnist", tmp_path)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PipelineError, match=str(tmp_path / "file")):
-        datasets.load("fashion_mnist", tmp_path / "file")
+        load_dataset("fashion_mnist", tmp_path / "file")
     with pytest.raises(PipelineError, match="nowhere"):
-        datasets.load("fashion_mnist", tmp_path / "nowhere")
+        load_dataset("fashion_mnist", tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -162,28 +164,28 @@ def address(tmp_path_factory, monkeypatch):
 
 
 def test_downloaded_once_and_checked(tmp_path, address, monkeypatch):
-    first = datasets.load("fashion_mnist", tmp_path, progress=False)
+    first = load_dataset("fashion_mnist", tmp_path, progress=False)
     assert sorted(address) == sorted(f"{name}.gz" for name in fashion_mnist.DIGESTS)
     assert len(list((tmp_path / "fashion-mnist").iterdir())) == 4
-    again = datasets.load("fashion_mnist", tmp_path, progress=False)
+    again = load_dataset("fashion_mnist", tmp_path, progress=False)
     assert len(address) == 4 and again.digest == first.digest
     (tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
-    datasets.load("fashion_mnist", tmp_path, progress=False)
+    load_dataset("fashion_mnist", tmp_path, progress=False)
     assert address[4:] == ["t10k-labels-idx1-ubyte.gz"]
 
 
 def test_downloaded_into_the_cache_without_data_dir(address):
-    assert len(datasets.load("fashion_mnist", progress=False).test) == 20
+    assert len(load_dataset("fashion_mnist", progress=False).test) == 20
 
 
 def test_a_download_with_another_digest_is_refused(tmp_path, address, monkeypatch):
     name = "train-labels-idx1-ubyte"
     monkeypatch.setitem(fashion_mnist.DIGESTS, name, "md5:25c81989df183df01b3e8a0aad5dffbe")
     with pytest.raises(PipelineError, match="25c81989df183df01b3e8a0aad5dffbe"):
-        datasets.load("fashion_mnist", tmp_path, progress=False)
+        load_dataset("fashion_mnist", tmp_path, progress=False)
     assert not (tmp_path / "fashion-mnist" / f"{name}.gz").exists()
 
 
 def test_the_configuration_fits_load(tmp_path):
     settings = config.compose(["dataset=fashion_mnist", f"data_dir={written(tmp_path)}"])["dataset"]
-    assert len(datasets.load(**{key: value for key, value in settings.items() if value is not None}).test) == 20
+    assert len(load_dataset(**{key: value for key, value in settings.items() if value is not None}).test) == 20

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import PipelineError
-from pipeline.datasets import ImageError, decode_image, fit_image
+from pipeline.core.errors import PipelineError
+from pipeline.data.images import ImageError, decode_image, resize_and_center_crop
 from tests.conftest import REPOSITORY
 
 RNG = np.random.default_rng(7)
@@ -205,14 +205,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 def test_fit_keeps_an_image_of_the_right_shape():
     image = noise()
-    assert fit_image(image, (20, 30, 3)) is image
+    assert resize_and_center_crop(image, (20, 30, 3)) is image
 
 
 def test_fit_crops_the_longer_side_around_the_centre():
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = (10, 200, 30)
-    assert np.array_equal(fit_image(image, (10, 10, 3)), image[:, 10:20])
-    assert np.array_equal(fit_image(image.transpose(1, 0, 2), (10, 10, 3)), image[:, 10:20])
+    assert np.array_equal(resize_and_center_crop(image, (10, 10, 3)), image[:, 10:20])
+    assert np.array_equal(resize_and_center_crop(image.transpose(1, 0, 2), (10, 10, 3)), image[:, 10:20])
 
 
 def test_too_many_pixels_are_refused_without_a_second_sentence_of_pillows(tmp_path):
@@ -220,7 +220,7 @@ def test_too_many_pixels_are_refused_without_a_second_sentence_of_pillows(tmp_pa
     large = header[:16] + (10_000).to_bytes(4, "big") + (9_500).to_bytes(4, "big") + header[24:29]
     large += zlib.crc32(large[12:29]).to_bytes(4, "big") + header[33:]
     (tmp_path / "large.png").write_bytes(large)
-    script = "import sys; from pipeline.datasets import decode_image; decode_image(sys.argv[1])"
+    script = "import sys; from pipeline.data.images import decode_image; decode_image(sys.argv[1])"
     answer = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "large.png"], cwd=REPOSITORY, capture_output=True, text=True
     )
@@ -236,7 +236,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 def test_shrinking_averages():
     image = noise(64, 64)
-    small = fit_image(image, (8, 8, 3))
+    small = resize_and_center_crop(image, (8, 8, 3))
     # A triangle filter's mean over the image is the image's own, up to the edges.
     assert np.abs(small.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 4
     assert small.std() < image.std() / 4
@@ -244,18 +244,18 @@ def test_shrinking_averages():
 
 def test_grey_and_colour_convert():
     grey, colour = noise(channels=1), noise()
-    assert np.array_equal(fit_image(grey, (20, 30, 3)), np.repeat(grey, 3, axis=2))
+    assert np.array_equal(resize_and_center_crop(grey, (20, 30, 3)), np.repeat(grey, 3, axis=2))
     luma = colour @ [0.299, 0.587, 0.114]
-    assert np.abs(fit_image(colour, (20, 30, 1))[..., 0] - luma).max() <= 1
+    assert np.abs(resize_and_center_crop(colour, (20, 30, 1))[..., 0] - luma).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 500), (333, 2), (31, 33)])
 def test_any_size_fits(size):
     for image in (noise(1, 1), noise(3, 1000, 1), noise(999, 5)):
-        assert fit_image(image, (*size, 3)).shape == (*size, 3)
+        assert resize_and_center_crop(image, (*size, 3)).shape == (*size, 3)
 
 
 @pytest.mark.parametrize("image", [noise().astype(np.float32), noise()[..., 0], noise(channels=2), noise()[:0]])
 def test_fit_refuses_what_is_no_image(image):
     with pytest.raises(PipelineError, match="fit_image"):
-        fit_image(image, (8, 8, 3))
+        resize_and_center_crop(image, (8, 8, 3))

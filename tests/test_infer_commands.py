@@ -14,7 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from export import infer, tflite_infer, trt_infer
-from pipeline import PipelineError, runs
+from pipeline import runs
+from pipeline.core.errors import PipelineError
 from tests.conftest import REPOSITORY
 
 pytest_plugins = ["tests.export_fixtures"]

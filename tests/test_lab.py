@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import PipelineError, lab
+from pipeline.commands import lab
+from pipeline.core.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,9 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from pipeline import PipelineError, __main__, notebooks
+from pipeline import __main__
+from pipeline.core.errors import PipelineError
+from pipeline.notebooks import chapters, report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -324,7 +326,7 @@ def test_runs_that_cannot_be_written_are_a_sentence(folder):
     ],
 )
 def test_parameters_take_the_type_of_their_default(text, default, value):
-    converted = notebooks.convert("p", text, default)
+    converted = chapters.convert("p", text, default)
     assert converted == value
     assert type(converted) is type(value)
 
@@ -338,14 +340,14 @@ def test_a_report_without_templates_says_so_and_keeps_the_notebooks(folder, monk
     monkeypatch.setattr(nbconvert, "HTMLExporter", without)
     nbformat.write(v4.new_notebook(), folder / "01_a.ipynb")
     with pytest.raises(PipelineError, match="nbconvert"):
-        notebooks.write_report([folder / "01_a.ipynb"], "one", folder / "report.html")
+        report.write_report([folder / "01_a.ipynb"], "one", folder / "report.html")
 
 
 def test_two_chapters_with_the_same_cell_ids_make_one_valid_report(folder):
     for name in ("01_a", "02_b"):
         notebook = v4.new_notebook(cells=[v4.new_markdown_cell("## Where [it] begins", id="same")])
         nbformat.write(notebook, folder / f"{name}.ipynb")
-    notebooks.write_report([folder / "01_a.ipynb", folder / "02_b.ipynb"], "both", folder / "report.html")
+    report.write_report([folder / "01_a.ipynb", folder / "02_b.ipynb"], "both", folder / "report.html")
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.anchors == ["01_a", "02_b"]
     assert "Where it begins" in (folder / "report.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device
+from pipeline.core import device
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = {"PIPELINE_DEVICE": "cpu"}  # the GPU stack is not installed by a test

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from pipeline import PipelineError, cli, device, models
-from pipeline.models import __main__ as command
+from pipeline import models
+from pipeline.core import cli, device
+from pipeline.core.errors import PipelineError
+from pipeline.models import __main__
 from pipeline.models.summary import summarise, table
 
 tf = device.tensorflow()
@@ -400,7 +402,7 @@ def test_the_deployable_graph_costs_what_its_network_does():
 def test_the_command_prints_a_row_for_every_network(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "argv", ["pipeline.models", "--input-shape", "32", "32", "3"])
-    command.main()
+    __main__.main()
     printed = capsys.readouterr().out
     assert all(name in printed for name in models.names())
     assert "11,173,962" in printed and "1,111 M" in printed and "at batch 128" in printed
@@ -409,7 +411,7 @@ def test_the_command_prints_a_row_for_every_network(monkeypatch, capsys):
 def test_the_command_refuses_an_unknown_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pipeline.models", "resnet19"])
     with pytest.raises(SystemExit) as left:
-        cli.run(command.main)
+        cli.run(__main__.main)
     assert left.value.code == 2
     assert "'resnet19'" in capsys.readouterr().err
 
@@ -418,7 +420,7 @@ def test_the_command_shows_the_others_where_one_does_not_fit(monkeypatch, capsys
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "argv", ["pipeline.models", "--input-shape", "30", "30", "3"])
     with pytest.raises(PipelineError, match="vit_lite"):
-        command.main()
+        __main__.main()
     printed = capsys.readouterr().out
     assert "resnet18" in printed and "vit_lite" not in printed
 

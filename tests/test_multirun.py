@@ -17,7 +17,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import PipelineError, compare, config, device, runs, tracking, train
+from pipeline import runs
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import load_dataset
+from pipeline.evaluate import compare
+from pipeline.train import callbacks, setup, train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["epochs=1", "batch_size=64", "model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
@@ -133,10 +138,10 @@ def test_comparison_of_nothing_is_one_sentence():
 
 def test_unknown_tracker_and_missing_package_or_key_are_said_before_training(monkeypatch):
     with pytest.raises(PipelineError, match="mlflow"):
-        tracking.check_tracker("mlflow")
+        callbacks.check_tracker("mlflow")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PipelineError, match=r"requirements-extras.txt"):
-        tracking.check_tracker("wandb")
+        callbacks.check_tracker("wandb")
 
 
 @pytest.fixture
@@ -161,18 +166,18 @@ def test_a_tracker_without_a_key_is_said_before_training(wandb):
 
 
 def test_a_tracker_whose_server_does_not_answer_is_said_before_training(wandb, monkeypatch):
-    from pipeline import workers
+    from pipeline.train import workers
 
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     address = f"http://localhost:{workers._free_ports(1)[0]}"
     (Path.cwd() / "home" / "settings").write_text(f"[default]\nbase_url = {address}\n", encoding="utf-8")
     with pytest.raises(PipelineError, match=address):
-        tracking.check_tracker("wandb")
+        callbacks.check_tracker("wandb")
     for wrong in ("no address", "http://localhost:abc"):
         wandb.teardown()
         monkeypatch.setenv("WANDB_BASE_URL", wrong)
         with pytest.raises(PipelineError, match="tracker=wandb"):
-            tracking.check_tracker("wandb")
+            callbacks.check_tracker("wandb")
     wandb.teardown()
     handler = type(
         "Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": lambda request: request.send_error(404)}
@@ -180,7 +185,7 @@ def test_a_tracker_whose_server_does_not_answer_is_said_before_training(wandb, m
     with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://localhost:{server.server_port}")
-        tracking.check_tracker("wandb")  # any answer will do
+        callbacks.check_tracker("wandb")  # any answer will do
         server.shutdown()
 
 
@@ -205,22 +210,22 @@ def test_wandb_keeps_the_jobs_of_a_sweep_apart_also_after_one_that_failed():
 
 
 def test_custom_operations_train_without_xla_and_are_saved_as_tensorflows_own():
-    from pipeline import datasets, ops
+    from pipeline import ops
 
     settings = config.compose(
         ["model=fashion_mlp", "model.operations=custom", "dataset.limit_per_class=40", "epochs=2"]
     )
     if not ops.available():
         with pytest.raises(PipelineError, match="operations=tensorflow"):
-            train.build_loop(settings, datasets.load("digits", limit_per_class=40))
+            setup.build_loop(settings, load_dataset("digits", limit_per_class=40))
         return
-    loop = train.build_loop(settings, datasets.load("digits", limit_per_class=40))
+    loop = setup.build_loop(settings, load_dataset("digits", limit_per_class=40))
     assert not loop.xla
     with pytest.raises(PipelineError, match="xla=clusters"):
-        train.compiles(True, "float32", loop.network)
+        setup.resolve_xla(True, "float32", loop.network)
     if not device.has_gpu():
         with pytest.raises(PipelineError, match="xla=false"):
-            train.compiles("clusters", "float32", loop.network)
+            setup.resolve_xla("clusters", "float32", loop.network)
     run = train.train({**settings, "name": "custom"})
     saved = [layer for layer in run.load_model()._flatten_layers() if getattr(layer, "has_custom_operation", False)]
     assert {layer.operations for layer in saved} == {"tensorflow"}
@@ -253,7 +258,7 @@ def wait_for(epoch, processes):
 
 def two_workers_described():
     """The variables that make two processes workers of one cluster."""
-    from pipeline import workers
+    from pipeline.train import workers
 
     cluster = {"worker": [f"localhost:{port}" for port in workers._free_ports(2)]}
     described = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(2)]
@@ -268,17 +273,19 @@ def two_workers(*arguments):
 def test_two_workers_hold_the_same_weights_and_wait_for_each_other():
     program = (
         "import signal, time, numpy\n"
-        "from pipeline import cluster, config, datasets, device, train\n"
+        "from pipeline.core import config\n"
+        "from pipeline.data.load import load_from_settings\n"
+        "from pipeline.train import cluster, setup\n"
         "heard = []\n"
         "signal.signal(signal.SIGTERM, lambda *_: heard.append(True))\n"
         "workers = cluster.connect('environment')\n"
         f"settings = config.compose({SMALL!r})\n"
-        "train.seed_everything(0)\n"
-        "dataset = datasets.from_settings(settings['dataset'])\n"
-        "loop = train.build_loop(settings, dataset, workers)\n"
+        "setup.seed_everything(0)\n"
+        "dataset = load_from_settings(settings['dataset'])\n"
+        "loop = setup.build_loop(settings, dataset, workers)\n"
         "weights = loop.network.trainable_variables[0]\n"
         "weights.assign(weights * (1 + workers.index))\n"  # as if the second had begun with others
-        "loop.start_together()\n"
+        "loop.sync_initial_state()\n"
         "logs = loop.train_epoch(dataset.train, 0)\n"
         "weights = numpy.concatenate([w.reshape(-1) for w in loop.network.get_weights()])\n"
         "print(workers.index, logs['loss'], logs['accuracy'], weights.tobytes().hex()[:4000], weights.std())\n"
@@ -301,14 +308,16 @@ def test_two_workers_train_what_one_process_trains():
     """Without batch normalisation and dropout, whose statistics and draws are each worker's own."""
     program = (
         "import sys, numpy\n"
-        "from pipeline import cluster, config, datasets, train\n"
+        "from pipeline.core import config\n"
+        "from pipeline.data.load import load_from_settings\n"
+        "from pipeline.train import cluster, setup\n"
         "workers = cluster.connect(sys.argv[1])\n"
         "chosen = ['model=fashion_mlp', 'model.dropout=0', 'batch_size=50', 'epochs=2', 'dataset.limit_per_class=43']\n"
         "settings = config.compose([*chosen, 'model.operations=tensorflow'])\n"
-        "train.seed_everything(0)\n"
-        "dataset = datasets.from_settings(settings['dataset'])\n"
-        "loop = train.build_loop(settings, dataset, workers)\n"
-        "loop.start_together()\n"
+        "setup.seed_everything(0)\n"
+        "dataset = load_from_settings(settings['dataset'])\n"
+        "loop = setup.build_loop(settings, dataset, workers)\n"
+        "loop.sync_initial_state()\n"
         "logs = [loop.train_epoch(dataset.train, epoch) for epoch in range(2)]\n"
         "numpy.savez(f'{sys.argv[1]}-{workers.index}.npz', *loop.network.get_weights())\n"
         "print(*(log[key] for log in logs for key in ('loss', 'accuracy')))\n"
@@ -329,12 +338,14 @@ def test_two_workers_train_what_one_process_trains():
 def test_two_workers_drop_other_units():
     program = (
         "import numpy\n"
-        "from pipeline import cluster, config, datasets, train\n"
+        "from pipeline.core import config\n"
+        "from pipeline.data.load import load_from_settings\n"
+        "from pipeline.train import cluster, setup\n"
         "workers = cluster.connect('environment')\n"
         "settings = config.compose(['model=fashion_mlp', 'model.dropout=0.5', 'dataset.limit_per_class=40'])\n"
-        "train.seed_everything(0)\n"
-        "loop = train.build_loop(settings, datasets.from_settings(settings['dataset']), workers)\n"
-        "loop.start_together()\n"
+        "setup.seed_everything(0)\n"
+        "loop = setup.build_loop(settings, load_from_settings(settings['dataset']), workers)\n"
+        "loop.sync_initial_state()\n"
         "dropout = next(layer for layer in loop.network.layers if 'dropout' in layer.name)\n"
         "for _ in range(2): print(*(numpy.asarray(dropout(numpy.ones((1, 64)), training=True))[0] > 0))\n"
         "workers.barrier()\n"
@@ -359,7 +370,7 @@ def test_workers_that_do_not_mean_the_same_training_are_refused():
 
 def test_each_row_of_facts_counts_whatever_their_mean_is(monkeypatch):
     """Three workers, of which one has the mean of the two others."""
-    from pipeline import cluster
+    from pipeline.train import cluster
 
     tf = device.tensorflow()
     rows = {}
@@ -375,9 +386,9 @@ def test_each_row_of_facts_counts_whatever_their_mean_is(monkeypatch):
         ({"epochs": "1", "seed": "6", "warmup": "0"}, {"seed"}),  # and worker 2 has other epochs
     ):
         with pytest.raises(PipelineError) as info:
-            middle.check_alike(facts)
+            middle.assert_same_config(facts)
         assert {key for key in facts if key in str(info.value)} == different
-    cluster.Cluster().check_alike({"epochs": "2"})
+    cluster.Cluster().assert_same_config({"epochs": "2"})
 
 
 class Digest:
@@ -433,7 +444,7 @@ def test_the_slurm_script_names_the_run_and_starts_the_training(tmp_path):
 
 
 def test_tasks_of_slurm_are_numbered_in_the_order_of_its_list(monkeypatch):
-    from pipeline import cluster
+    from pipeline.train import cluster
 
     step = {"PROCID": "2", "JOB_ID": "7", "STEP_ID": "1", "STEP_NODELIST": "gpu[9-10]", "STEP_TASKS_PER_NODE": "2,1"}
     for name, value in step.items():
@@ -455,14 +466,14 @@ def test_tasks_of_slurm_are_numbered_in_the_order_of_its_list(monkeypatch):
 
 def test_what_workers_decide_by_is_the_same_for_all(monkeypatch):
     """As each measures by itself, early stopping could end one of two and leave the other waiting."""
-    from pipeline import cluster, datasets
+    from pipeline.train import cluster
 
-    dataset = datasets.load("digits", limit_per_class=40)
-    loop = train.build_loop(config.compose(SMALL), dataset, cluster.Cluster(0, 2))
+    dataset = load_dataset("digits", limit_per_class=40)
+    loop = setup.build_loop(config.compose(SMALL), dataset, cluster.Cluster(0, 2))
     other = {"loss": 0.5, "accuracy": 0.75, "top5": 1.0}
     both = device.tensorflow().constant(list(other.values()))
     monkeypatch.setattr(cluster.Cluster, "all_reduce", lambda workers, packed, key: packed + both)
-    agreed = loop.agreed({"loss": 1.5, "accuracy": 0.25, "top5": 1.0, "predictions": [3, 4]})
+    agreed = loop.average_metrics({"loss": 1.5, "accuracy": 0.25, "top5": 1.0, "predictions": [3, 4]})
     assert agreed == {"loss": 1.0, "accuracy": 0.5, "top5": 1.0}
 
 
@@ -549,15 +560,16 @@ def test_workers_of_one_machine_end_together_and_go_on():
 
 def test_what_fails_in_one_worker_is_said(tmp_path, monkeypatch, capfd):
     """The second worker alone meets an error of its own, with the exit code that most errors have."""
-    from pipeline import workers
+    from pipeline.train import workers
 
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if '\"index\": 1' in os.environ.get('TF_CONFIG', ''):\n"
-        "    from pipeline import PipelineError, datasets\n"
+        "    from pipeline.core.errors import PipelineError\n"
+        "    from pipeline.data import load\n"
         "    def broken(*_):\n"
         "        raise PipelineError('The moon is full.', exit_code=1)\n"
-        "    datasets.from_settings = broken\n",
+        "    load.load_from_settings = broken\n",
         encoding="utf-8",
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
@@ -567,7 +579,7 @@ def test_what_fails_in_one_worker_is_said(tmp_path, monkeypatch, capfd):
 
 
 def test_each_worker_of_a_machine_has_its_own_gpu(monkeypatch):
-    from pipeline import workers
+    from pipeline.train import workers
 
     monkeypatch.setattr(device, "gpu_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -589,18 +601,20 @@ def test_what_nccl_refuses_is_a_sentence_with_the_way_around_it(monkeypatch):
         message = "Graph execution error:\nDetected at node 'Reduce'\nNCCL: unhandled cuda error.\n"
         raise device.tensorflow().errors.InternalError(None, None, message)
 
+    from pipeline.train import cluster
+
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(train.cluster, "connect", lambda *_: train.cluster.Cluster(0, 2, "nccl"))
+    monkeypatch.setattr(cluster, "connect", lambda *_: cluster.Cluster(0, 2, "nccl"))
     settings = config.compose([*SMALL, "name=pair"])
     with pytest.raises(PipelineError, match="communication=ring"):
         train.train(settings)
-    monkeypatch.setattr(train.cluster, "connect", lambda *_: train.cluster.Cluster(0, 2, "ring"))
+    monkeypatch.setattr(cluster, "connect", lambda *_: cluster.Cluster(0, 2, "ring"))
     with pytest.raises(device.tensorflow().errors.InternalError):
         train.train(settings)
 
 
 def test_cluster_without_its_description_is_one_sentence(monkeypatch):
-    from pipeline import cluster
+    from pipeline.train import cluster
 
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(PipelineError, match="TF_CONFIG"):
@@ -622,7 +636,7 @@ def test_cluster_without_its_description_is_one_sentence(monkeypatch):
 def test_of_several_errors_the_one_behind_them_is_said(capfd):
     import io
 
-    from pipeline import workers
+    from pipeline.train import workers
 
     problems = [io.BytesIO(b"error: NCCL failed.\n"), io.BytesIO(b"what it said last\n")]
     with pytest.raises(PipelineError, match="SIGKILL"):

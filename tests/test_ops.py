@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pipeline import PipelineError, device, ops
-from pipeline.ops import building, checks, timing
+from benchmarks import ops_checks, ops_timing
+from pipeline import ops
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
+from pipeline.ops import building
 from tests.conftest import REPOSITORY
 
 tf = device.tensorflow()
@@ -157,7 +160,7 @@ def test_rounding_is_to_nearest_even(built, dtype):
 
 
 def test_agrees_with_tensorflow_in_every_shape(built):
-    results = checks.run()
+    results = ops_checks.run()
     assert len(results) == 28
     assert [check.name for check in results if not check.passed] == []
 
@@ -165,10 +168,10 @@ def test_agrees_with_tensorflow_in_every_shape(built):
 def test_a_wrong_result_fails_the_check(built, monkeypatch):
     right = ops.bias_gelu
     monkeypatch.setattr(ops, "bias_gelu", lambda x, b, **options: right(x, b, **options) * tf.cast(1.01, x.dtype))
-    failed = [check.name for check in checks.against_tensorflow("float32") if not check.passed]
+    failed = [check.name for check in ops_checks.against_tensorflow("float32") if not check.passed]
     assert "bias_gelu float32, values" in failed and "leaky_relu float32, values" not in failed
     monkeypatch.setattr(ops, "bias_gelu", lambda x, b, **options: right(x, b, **options) * np.nan)
-    failed = [check.name for check in checks.against_tensorflow("float32") if not check.passed]
+    failed = [check.name for check in ops_checks.against_tensorflow("float32") if not check.passed]
     assert "bias_gelu float32, values" in failed
 
 
@@ -205,7 +208,8 @@ def test_the_bias_gradient_is_exact_over_many_rows(built, shape):
 def test_the_bias_gradient_does_not_depend_on_the_number_of_threads(built, tmp_path):
     program = """
 import sys, numpy as np
-from pipeline import device, ops
+from pipeline import ops
+from pipeline.core import device
 tf = device.tensorflow()
 tf.config.threading.set_intra_op_parallelism_threads(1)
 generator = np.random.default_rng(0)
@@ -595,24 +599,23 @@ def test_a_layer_refuses_what_it_cannot_do(built):
 
 
 def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_path, capsys):
-    from pipeline import results
-    from pipeline.ops import __main__ as command
+    from benchmarks import ops, results
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     chosen = ["--rows", "8", "--dtypes", "float32"]
     monkeypatch.setattr(sys, "argv", ["ops", *chosen])
-    assert command.main() == 0
+    assert ops.main() == 0
     printed = capsys.readouterr().out
     assert "ok     worked example" in printed and "XLA" in printed and "of copy" in printed
     assert not (tmp_path / "results").exists()  # a look replaces no figure
     monkeypatch.setattr(sys, "argv", ["ops", *chosen, "--keep"])
-    assert command.main() == 0
+    assert ops.main() == 0
     kept = json.loads(
         (tmp_path / "results" / f"ops-{'gpu' if device.has_gpu() else 'cpu'}-options.json").read_text(encoding="utf-8")
     )
     assert kept["command"] == "python -m pipeline.ops --rows 8 --dtypes float32 --keep"
     rows = kept["figures"]["operations"]
-    assert len(rows) == 6 and all(row["seconds"][way] > 0 for row in rows for way in timing.WAYS)
+    assert len(rows) == 6 and all(row["seconds"][way] > 0 for row in rows for way in ops_timing.WAYS)
     assert {row["bytes"] for row in rows} == {2 * 4 * 8 * 1024, 3 * 4 * 8 * 1024}
 
 
@@ -626,10 +629,10 @@ def test_the_command_checks_times_and_keeps_the_figures(built, monkeypatch, tmp_
     ],
 )
 def test_the_verdict_says_where_xla_does_as_well(seconds, verdict):
-    row = timing.Row("x", "forward", "float32", 4, 32, dict(zip(timing.WAYS, seconds, strict=True)), 0.8)
+    row = ops_timing.Row("x", "forward", "float32", 4, 32, dict(zip(ops_timing.WAYS, seconds, strict=True)), 0.8)
     assert row.verdict == verdict
     assert row.fraction_of_copy == (None if seconds[0] is None else 0.8)
-    assert verdict in timing.table([row])
+    assert verdict in ops_timing.table([row])
 
 
 def test_the_sources_are_part_of_the_project():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from pipeline import device, evaluate, files, plots, tracking
+from pipeline.core import device
+from pipeline.evaluate import figures
 
 RNG = np.random.default_rng(5)
 
@@ -15,7 +16,7 @@ RNG = np.random.default_rng(5)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_shows_every_image_and_nothing_else(channels):
     images = RNG.integers(0, 256, (7, 4, 5, channels), dtype=np.uint8)
-    figure = plots.image_grid(device.to_device(images), titles=list("abcdefg"), columns=3, row_titles=["x", "y", "z"])
+    figure = figures.image_grid(device.to_device(images), titles=list("abcdefg"), columns=3, row_titles=["x", "y", "z"])
     shown = [axis for axis in figure.axes if axis.images]
     assert len(figure.axes) == 9 and len(shown) == 7
     for axis, image, title in zip(shown, images, "abcdefg", strict=True):
@@ -27,7 +28,7 @@ def test_a_grid_shows_every_image_and_nothing_else(channels):
 
 def test_titles_lie_above_their_pictures_and_beside_each_other():
     titles = ["pomegranate 77%\nis computer keyboard", "European fire salamander 12%", "x" * 60, "cat"] * 5
-    figure = plots.image_grid(np.zeros((20, 8, 8, 3), np.uint8), titles, title_colours=["red"] * 20)
+    figure = figures.image_grid(np.zeros((20, 8, 8, 3), np.uint8), titles, title_colours=["red"] * 20)
     figure.savefig(io.BytesIO())  # lays it out
     figure.draw_without_rendering()
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
@@ -41,14 +42,14 @@ def test_titles_lie_above_their_pictures_and_beside_each_other():
 
 
 def test_floats_are_shown_from_0_to_1():
-    figure = plots.image_grid(np.array([-0.5, 0.25, 1.5]).reshape(3, 1, 1, 1))
+    figure = figures.image_grid(np.array([-0.5, 0.25, 1.5]).reshape(3, 1, 1, 1))
     values = [float(axis.images[0].get_array()[0, 0]) for axis in figure.axes if axis.images]
     assert values == [0.0, 0.25, 1.0]
     assert figure.axes[0].images[0].get_clim() == (0, 1)
 
 
 def test_bars_are_stacked_in_the_order_of_the_classes():
-    figure = plots.class_bars(["a", "b"], {"train": device.to_device(np.array([3, 4])), "test": np.array([1, 2])})
+    figure = figures.class_bars(["a", "b"], {"train": device.to_device(np.array([3, 4])), "test": np.array([1, 2])})
     bars = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches]
     assert bars == [(0, 3), (0, 4), (3, 1), (4, 2)]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
@@ -56,7 +57,7 @@ def test_bars_are_stacked_in_the_order_of_the_classes():
 
 def test_a_histogram_counts_every_pixel():
     images = RNG.integers(0, 256, (5000, 2, 3, 3), dtype=np.uint8)
-    figure = plots.histogram(device.to_device(images))
+    figure = figures.histogram(device.to_device(images))
     for channel, patch in enumerate(figure.axes[0].patches):
         expected = np.histogram(images[..., channel], bins=32, range=(0, 256))[0] / images[..., channel].size
         assert np.allclose(patch.get_data().values, expected)
@@ -64,16 +65,18 @@ def test_a_histogram_counts_every_pixel():
 
 def test_no_figure_stays_open():
     before = pyplot.get_fignums()
-    plots.image_grid(np.zeros((1, 2, 2, 1), np.uint8))
-    plots.class_bars(["a"], {"n": np.array([1])})
-    plots.histogram(np.zeros((1, 2, 2, 1), np.uint8) if not device.has_gpu() else device.xp().zeros((1, 2, 2, 1), "u1"))
+    figures.image_grid(np.zeros((1, 2, 2, 1), np.uint8))
+    figures.class_bars(["a"], {"n": np.array([1])})
+    figures.histogram(
+        np.zeros((1, 2, 2, 1), np.uint8) if not device.has_gpu() else device.xp().zeros((1, 2, 2, 1), "u1")
+    )
     assert pyplot.get_fignums() == before
 
 
 def test_class_names_in_any_script_make_no_warning(tmp_path):
-    figure = evaluate.confusion_figure(np.array([0, 1]), np.array([0, 1]), ["猫", "дом"])
+    figure = figures.confusion_matrix_figure(np.array([0, 1]), np.array([0, 1]), ["猫", "дом"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files.write_figure(tmp_path / "confusion.png", figure)
-        assert tracking.figure_pixels(figure).std() > 0
+        figures.save_figure(tmp_path / "confusion.png", figure)
+        assert figures.figure_pixels(figure).std() > 0
     assert (tmp_path / "confusion.png").stat().st_size > 1000

@@ -11,7 +11,9 @@ from PIL import Image
 
 from export import predict
 from export.predict import Predictor
-from pipeline import PipelineError, device, runs
+from pipeline import runs
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 pytest_plugins = ["tests.export_fixtures"]
 

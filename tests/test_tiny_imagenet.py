@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import PipelineError, config, datasets, device
-from pipeline.datasets import tiny_imagenet
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import load_dataset
+from pipeline.data.sources import tiny_imagenet
 
 WORDS = """n00000001\tgoldfish, Carassius auratus
 n00000002\tcrane
@@ -87,7 +89,7 @@ def check(dataset):
 def test_the_unpacked_folder_wherever_it_is(tmp_path, inner):
     root = written(tmp_path / inner)
     before = sorted(root.rglob("*"))
-    check(datasets.load("tiny_imagenet", tmp_path, validation_fraction=0.2))
+    check(load_dataset("tiny_imagenet", tmp_path, validation_fraction=0.2))
     assert sorted(root.rglob("*")) == before
 
 
@@ -96,12 +98,12 @@ def test_the_unpacked_folder_wherever_it_is(tmp_path, inner):
 def test_the_archive_is_read_without_unpacking(tmp_path, tmp_path_factory, name, inside):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     archive = zipped(written(tmp_path_factory.mktemp("made")), tmp_path / name, inside)
-    check(datasets.load("tiny_imagenet", tmp_path, validation_fraction=0.2))
+    check(load_dataset("tiny_imagenet", tmp_path, validation_fraction=0.2))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
 
 
 def test_grey_when_asked_for(tmp_path):
-    dataset = datasets.load("tiny_imagenet", written(tmp_path), channels=1, image_size=32)
+    dataset = load_dataset("tiny_imagenet", written(tmp_path), channels=1, image_size=32)
     assert dataset.image_shape == (32, 32, 1)
     grey = device.to_numpy(dataset.test.images)[device.to_numpy(dataset.test.labels) == 3]
     assert np.abs(grey.astype(int) - 90).max() <= 3
@@ -142,7 +144,7 @@ def test_wrong_lists_get_one_sentence(tmp_path, tmp_path_factory, damage, word, 
     if archived:
         zipped(root, tmp_path / "tiny-imagenet-200.zip")
     with pytest.raises(PipelineError) as caught:
-        datasets.load("tiny_imagenet", tmp_path)
+        load_dataset("tiny_imagenet", tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # a folder's number is no word of the sentence
 
@@ -151,7 +153,7 @@ def test_a_label_that_is_no_class_gets_one_sentence(tmp_path):
     annotations = written(tmp_path) / "val" / "val_annotations.txt"
     annotations.write_text(annotations.read_text(encoding="utf-8").replace("n00000004", "n00000008"))
     with pytest.raises(PipelineError, match="'n00000008'"):
-        datasets.load("tiny_imagenet", tmp_path)
+        load_dataset("tiny_imagenet", tmp_path)
 
 
 def test_unreadable_images_are_listed_and_left_out(tmp_path):
@@ -160,8 +162,8 @@ def test_unreadable_images_are_listed_and_left_out(tmp_path):
     (root / "train" / "n00000001" / "images" / "n00000001_0.JPEG").write_bytes(b"no image")
     (root / "train" / "n00000004" / "images" / "n00000004_3.JPEG").write_bytes(jpeg(90)[:200])
     with pytest.raises(PipelineError, match="max_rejected"):
-        datasets.load("tiny_imagenet", tmp_path)
-    dataset = datasets.load("tiny_imagenet", tmp_path, max_rejected=0.1)
+        load_dataset("tiny_imagenet", tmp_path)
+    dataset = load_dataset("tiny_imagenet", tmp_path, max_rejected=0.1)
     rejected = {image.path: image.reason for image in dataset.rejected}
     assert set(rejected) == {
         "val/images/val_0.JPEG",
@@ -179,7 +181,7 @@ def test_a_damaged_member_of_the_archive_is_listed(tmp_path, tmp_path_factory):
     content = bytearray(archive.read_bytes())
     content[place + 200 : place + 220] = bytes(20)
     archive.write_bytes(content)
-    dataset = datasets.load("tiny_imagenet", tmp_path, max_rejected=0.1)
+    dataset = load_dataset("tiny_imagenet", tmp_path, max_rejected=0.1)
     (rejected,) = dataset.rejected
     assert rejected.path == "val/images/val_1.JPEG" and "damaged" in rejected.reason
 
@@ -187,11 +189,11 @@ def test_a_damaged_member_of_the_archive_is_listed(tmp_path, tmp_path_factory):
 def test_no_archive_gets_one_sentence(tmp_path):
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"PK but nothing else")
     with pytest.raises(PipelineError, match=r"tiny-imagenet-200\.zip"):
-        datasets.load("tiny_imagenet", tmp_path)
+        load_dataset("tiny_imagenet", tmp_path)
 
 
 def test_a_change_is_noticed(tmp_path):
-    before = datasets.load("tiny_imagenet", written(tmp_path))
+    before = load_dataset("tiny_imagenet", written(tmp_path))
     shutil.rmtree(tmp_path / "train" / "n00000004")
     (tmp_path / "wnids.txt").write_text("\n".join(one for one in IDENTIFIERS if one != "n00000004"), encoding="utf-8")
     annotations = tmp_path / "val" / "val_annotations.txt"
@@ -200,7 +202,7 @@ def test_a_change_is_noticed(tmp_path):
         if "n00000004" in line:
             (tmp_path / "val" / "images" / line.split("\t")[0]).unlink()
     annotations.write_text("".join(line for line in lines if "n00000004" not in line), encoding="utf-8")
-    after = datasets.load("tiny_imagenet", tmp_path)
+    after = load_dataset("tiny_imagenet", tmp_path)
     assert after.class_names == NAMES[:3] and after.digest != before.digest
 
 
@@ -213,8 +215,8 @@ def test_downloaded_where_it_is_not_found(tmp_path, monkeypatch):
         return zipped(written(tmp_path / "made"), path)
 
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(tiny_imagenet.archives, "download", download)
-    check(datasets.load("tiny_imagenet", tmp_path / "data", validation_fraction=0.2, progress=False))
+    monkeypatch.setattr(tiny_imagenet.download, "download", download)
+    check(load_dataset("tiny_imagenet", tmp_path / "data", validation_fraction=0.2, progress=False))
     address = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     path = tmp_path / "data" / "tiny-imagenet" / "tiny-imagenet-200.zip"
     assert asked == [(address, path, "md5:90528d7ca1a48142e341f4ef8d21d0de")]
@@ -222,13 +224,13 @@ def test_downloaded_where_it_is_not_found(tmp_path, monkeypatch):
 
 def test_the_configuration_fits_load(tmp_path):
     settings = config.compose(["dataset=tiny_imagenet", f"data_dir={written(tmp_path)}"])["dataset"]
-    assert len(datasets.load(**{key: value for key, value in settings.items() if value is not None}).test) == 12
+    assert len(load_dataset(**{key: value for key, value in settings.items() if value is not None}).test) == 12
 
 
 def test_the_real_subset(real_data):
     if not (real_data / "tiny-imagenet").is_dir():
         pytest.skip(f"no tiny-imagenet in {real_data}")
-    dataset = datasets.load("tiny_imagenet", real_data, image_size=16, progress=False)  # small, to be fast
+    dataset = load_dataset("tiny_imagenet", real_data, image_size=16, progress=False)  # small, to be fast
     assert len(set(dataset.class_names)) == 200
     assert {"goldfish", "Chihuahua", "espresso"} <= set(dataset.class_names)
     labels = [np.bincount(device.to_numpy(split.labels), minlength=200) for split in dataset.splits.values()]

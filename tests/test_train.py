@@ -14,19 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import (
-    PipelineError,
-    checkpoints,
-    cluster,
-    config,
-    datasets,
-    device,
-    loop,
-    models,
-    optimizers,
-    runs,
-    train,
-)
+from pipeline import models, runs
+from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
+from pipeline.data.load import load_dataset
+from pipeline.train import callbacks, checkpoints, cluster, loop, optimizers, run_folder, setup, train
+from pipeline.train.loss_scale import GradientScaler
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ["limit=40", "model.stages=[[8],[16]]", "batch_size=64", "augment=light"]
@@ -151,8 +144,8 @@ def test_killed_process_goes_on_from_its_last_whole_epoch():
     process.wait()
     finished = max(int(path.stem[-5:]) for path in folder.glob("epoch-*.npz"))
     assert 3 <= finished < 60
-    settings = train.resumed(config.compose(["resume=killed"]))
-    training = train.build_loop(settings, datasets.load(**{k: v for k, v in settings["dataset"].items() if v}))
+    settings = run_folder.resume_settings(config.compose(["resume=killed"]))
+    training = setup.build_loop(settings, load_dataset(**{k: v for k, v in settings["dataset"].items() if v}))
     progress = checkpoints.resume(folder, training.variables)
     assert (progress.epoch, len(progress.history)) == (finished, finished)
 
@@ -197,7 +190,7 @@ def test_a_run_stopped_while_it_is_finished_can_be_finished(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="resume=runs/late") as info:
-        patch.setattr(train.evaluate, "evaluate", pressed)
+        patch.setattr(train, "evaluate_run", pressed)
         train.train(small("epochs=1", "name=late"))
     assert info.value.exit_code == 130
     assert runs.find("late").card.name == "late"  # it has a model, so it has its card
@@ -251,9 +244,9 @@ def test_changed_data_stops_a_resume():
 def test_two_runs_never_write_into_one_folder():
     settings = small("name=shared", "epochs=1")
     with (
-        train.claimed_folder(settings),
+        run_folder.lock_run_dir(settings),
         pytest.raises(PipelineError, match="runs/shared"),
-        train.claimed_folder(settings),
+        run_folder.lock_run_dir(settings),
     ):
         pass
 
@@ -305,7 +298,7 @@ def test_a_full_disk_met_by_tensorboards_files_is_one_sentence(monkeypatch):
     def full(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "logs/x; No space left on device")
 
-    monkeypatch.setattr(train.tracking, "tensorboard_callback", full)
+    monkeypatch.setattr(callbacks, "tensorboard_callback", full)
     with pytest.raises(PipelineError, match="logs/full"):
         train.train(small("name=full"))
     assert not Path("runs/full").exists()
@@ -315,17 +308,17 @@ def test_what_xla_cannot_compile_is_one_sentence():
     """On a CPU additions have a fixed order, and XLA has no max pooling that keeps one."""
     if device.has_gpu():
         pytest.skip("XLA compiles the cnn on a GPU")
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small("xla=true"), dataset)
-    train.seed_everything(0)
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small("xla=true"), dataset)
+    setup.seed_everything(0)
     with pytest.raises(PipelineError, match="xla=false"):
         training.train_epoch(dataset.train, 0)
 
 
 def test_xla_clusters_are_asked_for_only_while_a_graph_runs():
     tf = device.tensorflow()
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small(), dataset)
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small(), dataset)
     training.xla = "clusters"
     seen = []
 
@@ -343,16 +336,16 @@ def test_out_of_memory_in_the_augmentation_is_the_same_sentence(monkeypatch):
     def full(*_, **__):
         raise MemoryError
 
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small(), dataset)
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small(), dataset)
     monkeypatch.setattr(loop.augment, "apply", full)
     with pytest.raises(PipelineError, match="batch_size"):
         training.train_epoch(dataset.train, 0)
 
 
 def test_shards_keep_their_size_whatever_memory_is_free_later(monkeypatch):
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small("batch_size=20"), dataset)
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small("batch_size=20"), dataset)
     free = iter([10**7, 10**5, 10**4, 10**3])
     monkeypatch.setattr(device, "free_memory", lambda: next(free))
     for epoch in range(3):
@@ -405,12 +398,12 @@ def test_permutation_holds_every_image_once_and_changes_with_epoch_and_seed():
 
 
 def test_epoch_is_the_same_whatever_the_size_of_its_shards(monkeypatch):
-    dataset = datasets.load("digits", limit_per_class=40)
+    dataset = load_dataset("digits", limit_per_class=40)
     results = []
     for steps in (1, 3, 100):
         monkeypatch.setattr(loop, "CPU_STEPS_PER_SHARD", steps)
-        train.seed_everything(0)
-        training = train.build_loop(small(), dataset)
+        setup.seed_everything(0)
+        training = setup.build_loop(small(), dataset)
         results.append((training.train_epoch(dataset.train, 0)["accuracy"], training.network.get_weights()))
     for accuracy, found in results[1:]:
         assert accuracy == results[0][0]
@@ -419,9 +412,9 @@ def test_epoch_is_the_same_whatever_the_size_of_its_shards(monkeypatch):
 
 def test_evaluation_counts_the_last_incomplete_batch_once(monkeypatch):
     monkeypatch.setattr(loop, "FAST_EVALUATION_BATCH", 7)
-    dataset = datasets.load("digits", limit_per_class=40)
+    dataset = load_dataset("digits", limit_per_class=40)
     assert len(dataset.validation.labels) % 7
-    training = train.build_loop(small("batch_size=7"), dataset)
+    training = setup.build_loop(small("batch_size=7"), dataset)
     measured = training.evaluate(dataset.validation)
     scale = (device.to_numpy(dataset.validation.images) / 255 - dataset.mean) / dataset.std
     logits = training.network.predict(scale.astype(np.float32), verbose=0)
@@ -439,8 +432,8 @@ def test_evaluation_counts_the_last_incomplete_batch_once(monkeypatch):
 
 @pytest.mark.parametrize(("batch_size", "evaluated"), [(8, 32), (100, 256), (600, 600)])
 def test_a_small_batch_makes_the_evaluation_small_too(batch_size, evaluated, monkeypatch):
-    dataset = datasets.load("digits", validation_fraction=0.45)
-    training = train.build_loop(small(f"batch_size={batch_size}"), dataset)
+    dataset = load_dataset("digits", validation_fraction=0.45)
+    training = setup.build_loop(small(f"batch_size={batch_size}"), dataset)
     sizes = []
     monkeypatch.setattr(training, "_evaluate_steps", lambda images, labels: sizes.append(images.shape[1]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -488,8 +481,8 @@ def test_weights_broken_by_the_last_step_are_no_checkpoint(monkeypatch):
 
 
 def test_a_batch_that_workers_cannot_share_evenly_is_one_sentence():
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small(), dataset, cluster.Cluster(0, 3))
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small(), dataset, cluster.Cluster(0, 3))
     with pytest.raises(PipelineError, match="batch_size"):
         training.train_epoch(dataset.train, 0)
 
@@ -526,8 +519,8 @@ def test_a_damaged_epoch_that_was_the_best_leaves_the_best_before_it(tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_every_precision_trains_and_keeps_float32_weights(precision):
-    dataset = datasets.load("digits", limit_per_class=40)
-    training = train.build_loop(small(f"precision={precision}"), dataset)
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small(f"precision={precision}"), dataset)
     losses = [training.train_epoch(dataset.train, epoch)["loss"] for epoch in range(3)]
     assert losses[-1] < losses[0]
     assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
@@ -537,26 +530,26 @@ def test_gradients_are_clipped_and_an_overflow_halves_the_loss_scale():
     tf = device.tensorflow()
     import keras
 
-    scaler = optimizers.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
+    scaler = GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
     scale = float(scaler.scale.value)
     assert float(scaler.scaled(tf.constant(2.0))) == 2 * scale
     gradients = [tf.constant([3.0 * scale, 0.0]), tf.constant([4.0 * scale])]  # the unscaled norm is 5
-    first, second = (gradient.numpy() for gradient in scaler.restored(gradients))
+    first, second = (gradient.numpy() for gradient in scaler.unscale_and_clip(gradients))
     np.testing.assert_allclose(first, [0.6, 0.0], rtol=1e-5)
     np.testing.assert_allclose(second, [0.8], rtol=1e-5)
-    small = scaler.restored([tf.constant([0.5 * scale])])[0].numpy()
+    small = scaler.unscale_and_clip([tf.constant([0.5 * scale])])[0].numpy()
     np.testing.assert_allclose(small, [0.5], rtol=1e-5)
     assert float(scaler.good_steps.value) == 2
-    overflown = scaler.restored([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
+    overflown = scaler.unscale_and_clip([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
     assert [gradient.numpy().tolist() for gradient in overflown] == [[0.0, 0.0], [0.0]]
     assert float(scaler.scale.value) == scale / 2 and float(scaler.good_steps.value) == 0
     scaler.good_steps.assign(scaler.GROWTH_STEPS - 1)
-    scaler.restored([tf.constant([1.0])])
+    scaler.unscale_and_clip([tf.constant([1.0])])
     assert float(scaler.scale.value) == scale and float(scaler.good_steps.value) == 0
-    plain = optimizers.GradientScaler(keras.optimizers.SGD(), "float32")
-    assert plain.restored(gradients) is gradients and plain.scaled(2.0) == 2.0
-    clipped = optimizers.GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "float32")
-    np.testing.assert_allclose(clipped.restored([tf.constant([3.0, 4.0])])[0].numpy(), [0.6, 0.8], rtol=1e-5)
+    plain = GradientScaler(keras.optimizers.SGD(), "float32")
+    assert plain.unscale_and_clip(gradients) is gradients and plain.scaled(2.0) == 2.0
+    clipped = GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "float32")
+    np.testing.assert_allclose(clipped.unscale_and_clip([tf.constant([3.0, 4.0])])[0].numpy(), [0.6, 0.8], rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
@@ -649,7 +642,7 @@ def test_a_training_that_finishes_no_epoch_leaves_its_name_free(override):
 def test_data_settings_of_a_wrong_type_are_one_sentence(setting):
     (key,) = setting
     with pytest.raises(PipelineError, match=key):
-        datasets.load("digits", **setting)
+        load_dataset("digits", **setting)
 
 
 def test_mistakes_in_models_are_one_sentence():

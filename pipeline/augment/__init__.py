@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, device
 from pipeline.augment.policy import OPERATIONS, Policy, load_policy, names
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 __all__ = ["OPERATIONS", "Policy", "apply", "load_policy", "names"]
 

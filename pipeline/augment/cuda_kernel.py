@@ -51,18 +51,18 @@ from pipeline.augment.pixel import (
     ZERO,
     bias,
     bilinear,
+    bilinear_taps,
     clip,
     corrupted,
     cut_out,
     draw,
     gain,
     grain,
-    neighbours,
+    inverse_map,
     normalise,
     normals,
     philox,
     reflect,
-    source,
 )
 
 # A batch of few images is no mistake here.
@@ -238,8 +238,8 @@ def specialised(
                     if not same_row:
                         x, y = np.int32((first + k) % np.uint32(width)), np.int32((first + k) // np.uint32(width))
                     if rotates:
-                        at = source(x, y, shift_x, shift_y, cosine, sine, height, width)
-                        around = neighbours(at[0], at[1], flipped, height, width)
+                        at = inverse_map(x, y, shift_x, shift_y, cosine, sine, height, width)
+                        around = bilinear_taps(at[0], at[1], flipped, height, width)
                         for channel in range(channels):
                             values[k * channels + channel] = bilinear(pixels, image_start, around, channel, channels)
                     else:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import augment, device
+from pipeline import augment
 from pipeline.augment.policy import Policy
+from pipeline.core import device
 
 DRAWS = 7
 SMALLEST = 64  # pixels; smaller images are enlarged by a whole factor

@@ -35,18 +35,18 @@ from pipeline.augment.pixel import (
     ZERO,
     bias,
     bilinear,
+    bilinear_taps,
     clip,
     corrupted,
     cut_out,
     draw,
     gain,
     grain,
-    neighbours,
+    inverse_map,
     normalise,
     normals,
     philox,
     reflect,
-    source,
 )
 
 IMAGES_AT_ONCE = 1024  # float16 output is made by way of a float32 copy this large
@@ -69,8 +69,8 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
         if drawn[COSINE] != ONE or drawn[SINE] != ZERO:
             for y in range(height):
                 for x in range(width):
-                    place = source(x, y, drawn[SHIFT_X], drawn[SHIFT_Y], drawn[COSINE], drawn[SINE], height, width)
-                    around = neighbours(place[0], place[1], flipped, height, width)
+                    place = inverse_map(x, y, drawn[SHIFT_X], drawn[SHIFT_Y], drawn[COSINE], drawn[SINE], height, width)
+                    around = bilinear_taps(place[0], place[1], flipped, height, width)
                     for channel in range(channels):
                         value = bilinear(image, 0, around, channel, channels)
                         out[row, (y * width + x) * channels + channel] = value * factor + offset

@@ -19,27 +19,55 @@ import numpy as np
 
 SOURCE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
+
 # An operation's number is its random stream, so it never changes; the order of application is that of the kernels.
 OPERATION_COUNT = 8
+
+
 FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(OPERATION_COUNT)
+
 
 # The places of one image's draws in its row of parameters (float32).
 PARAMETER_COUNT = 12
+
+
 FLIPPED, SHIFT_X, SHIFT_Y, COSINE, SINE, OFFSET, FACTOR, DEVIATION, THRESHOLD, LEFT, TOP, SIDE = range(PARAMETER_COUNT)
+
 
 # Philox-4x32 (see `philox`): multipliers, key increments, and what the counter's last word says a draw is for.
 MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+
+
 INCREMENT_0, INCREMENT_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
+
 ROUNDS = 7
+
+
 LOW_HALF, HALF_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
 PER_IMAGE, PER_PIXEL = np.uint32(0), np.uint32(1)
+
+
 GROUP = 4  # neighbouring pixels that share one hash
 
+
 RESOLUTION, STEP = np.float32(2**24), np.float32(2**-24)  # of a uniform draw; float32 holds all its values exactly
+
+
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+
+
 BYTE = np.float32(1 / 255)
+
+
 QUARTER_TURN = np.float32(math.pi / 2)
+
+
 SINE_SERIES = tuple(np.float32((-1) ** k / math.factorial(2 * k + 1)) for k in range(5))
+
+
 COSINE_SERIES = tuple(np.float32((-1) ** k / math.factorial(2 * k)) for k in range(5))
 
 
@@ -153,7 +181,7 @@ def reflect_far(position, size):
     return reflect(inside, size)
 
 
-def source(x, y, shift_x, shift_y, cosine, sine, height, width):
+def inverse_map(x, y, shift_x, shift_y, cosine, sine, height, width):
     """Where the pixel at (x, y) of a translated and rotated image comes from: the inverse of both, as one map.
 
     Forward, the image is first rotated about its centre by the angle of (`cosine`, `sine`), anticlockwise as seen, then
@@ -168,7 +196,7 @@ def source(x, y, shift_x, shift_y, cosine, sine, height, width):
     return centre_x + cosine * right - sine * down, centre_y + sine * right + cosine * down
 
 
-def neighbours(x, y, flipped, height, width):
+def bilinear_taps(x, y, flipped, height, width):
     """The four pixels around a place, and how far it is from the first one; outside, the image is mirrored.
 
     Args:
@@ -262,8 +290,8 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
     draw,
     reflect,
     reflect_far,
-    source,
-    neighbours,
+    inverse_map,
+    bilinear_taps,
     bilinear,
     gain,
     bias,

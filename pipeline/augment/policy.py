@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import PipelineError, device, first_line
 from pipeline.augment import pixel
+from pipeline.core import device
+from pipeline.core.errors import PipelineError, first_line
 
 FOLDER = Path(__file__).parent.parent / "conf" / "augment"
 

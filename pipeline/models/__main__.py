@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline import PipelineError, cli, models
+from pipeline import models
+from pipeline.core import cli
+from pipeline.core.errors import PipelineError
 from pipeline.models import summary
 
 

@@ -37,7 +37,7 @@ def build(
     """
     import keras
 
-    from pipeline import PipelineError, is_number
+    from pipeline.core.errors import PipelineError, is_number
 
     smallest = 2 ** (len(stages) - 1)
     if min(input_shape[:2]) < smallest:

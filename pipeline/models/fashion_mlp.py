@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import PipelineError, is_number
+from pipeline.core.errors import PipelineError, is_number
 
 
 def build(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import device
+from pipeline.core import device
 
 device.tensorflow()
 

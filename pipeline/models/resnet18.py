@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.models.cnn import BATCH_NORMALIZATION_MOMENTUM
 
 STEMS = ("cifar", "imagenet")

@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import PipelineError, device
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import PipelineError, is_number, is_whole
+from pipeline.core.errors import PipelineError, is_number, is_whole
 
 POOLINGS = ("class_token", "mean")
 

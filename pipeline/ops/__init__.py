@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import PipelineError, device
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 CHOICES = ("auto", "custom", "tensorflow")
 DTYPES = ("float32", "float16", "bfloat16")

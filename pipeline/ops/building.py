@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import PipelineError, columns, device, first_line
+from pipeline.core import device, files
+from pipeline.core.errors import PipelineError, first_line
 
 SOURCES = Path(__file__).parent / "src"
 LIBRARY = "operations.so"
@@ -133,12 +134,12 @@ def build() -> Path:
         PipelineError: No compiler, a compiler that fails (exit code 1), or no room for the result.
     """
     tools = toolchain()
-    folder = columns.cache_folder() / "ops" / tools.digest()
+    folder = files.cache_folder() / "ops" / tools.digest()
     if not _intact(folder):
         with _locked(folder.with_suffix(".lock")):
             if not _intact(folder):  # another process may have built it while this one waited
                 shutil.rmtree(folder, ignore_errors=True)
-                with columns.whole(folder) as temporary:
+                with files.atomic_write_in_cache(folder) as temporary:
                     temporary.mkdir()
                     _compile(tools, temporary)
     return folder / LIBRARY
@@ -282,7 +283,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise columns.write_error(path, error) from None
+        raise files.cache_write_error(path, error) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed by the kernel when its holder dies
         yield

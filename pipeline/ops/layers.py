@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import PipelineError, device, ops
+from pipeline import ops
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 
 device.tensorflow()
 

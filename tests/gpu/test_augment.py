@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, augment, device
+from pipeline import augment
 from pipeline.augment import kernels
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
 from tests.test_augment import EACH, EVERYTHING, MEAN, STD, random_images
 
 pytestmark = pytest.mark.gpu

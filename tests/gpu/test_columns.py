@@ -11,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import columns, datasets, device, frames
+from pipeline.core import device
+from pipeline.data import cache, statistics
+from pipeline.data.load import load_dataset
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +54,7 @@ def on_the_cpu():
 
 @pytest.fixture(scope="module")
 def digits():
-    return datasets.load("digits", limit_per_class=100, classes=["1", "2", "5", "8"], seed=3)
+    return load_dataset("digits", limit_per_class=100, classes=["1", "2", "5", "8"], seed=3)
 
 
 def test_cudf_is_the_dataframe_module():
@@ -65,15 +67,15 @@ def test_splits_filters_and_statistics_are_those_of_the_cpu(digits, on_the_cpu):
         assert hashlib.md5(device.to_numpy(split.images).tobytes()).hexdigest() == pixels
         assert split.labels.get().tolist() == labels
         assert split.sources.to_pandas().tolist() == sources
-        assert [str(value) for value in frames.content_hashes(split.images).get().tolist()] == hashes
+        assert [str(value) for value in statistics.content_hashes(split.images).get().tolist()] == hashes
     assert np.allclose(digits.mean, on_the_cpu["mean"], rtol=0, atol=1e-12)
     assert np.allclose(digits.std, on_the_cpu["std"], rtol=0, atol=1e-12)
 
 
 def test_tables_are_those_of_the_cpu(digits, on_the_cpu):
-    assert frames.counts(digits).to_pandas().to_numpy().tolist() == on_the_cpu["counts"]
-    assert frames.table(digits).to_pandas().to_numpy().tolist() == on_the_cpu["table"]
-    means = frames.class_mean_images(digits.train.images, digits.train.labels, 4)[:, ::8, ::8, 0]
+    assert statistics.counts(digits).to_pandas().to_numpy().tolist() == on_the_cpu["counts"]
+    assert statistics.table(digits).to_pandas().to_numpy().tolist() == on_the_cpu["table"]
+    means = statistics.class_mean_images(digits.train.images, digits.train.labels, 4)[:, ::8, ::8, 0]
     assert np.allclose(means.get(), on_the_cpu["means"], atol=1e-4)
 
 
@@ -85,15 +87,15 @@ def test_everything_lives_on_the_gpu(digits):
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
         assert split.images.flags.c_contiguous
         assert type(split.sources).__module__.startswith("cudf")
-    assert isinstance(frames.channel_statistics(digits.train.images)[0][0], float)
+    assert isinstance(statistics.channel_statistics(digits.train.images)[0][0], float)
 
 
 def written(path, count=3000, shape=(32, 32, 3)):
     images = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = RNG.integers(0, 10, count)
     names = [str(index) for index in range(10)]
-    batch = columns.Batch("train", images, labels, [f"image {index}" for index in range(count)])
-    columns.write(path, [batch], digest="d", class_names=names, rejected=[])
+    batch = cache.Batch("train", images, labels, [f"image {index}" for index in range(count)])
+    cache.write(path, [batch], digest="d", class_names=names, rejected=[])
     return images, labels
 
 
@@ -103,15 +105,15 @@ def test_reading_is_a_view_of_what_cudf_decoded(tmp_path, monkeypatch):
 
     path = tmp_path / "cache.parquet"
     images, labels = written(path)
-    header = columns.read_header(path)
+    header = cache.read_header(path)
 
     def forbidden(*_):
         raise AssertionError("an array crossed the bus")
 
     for name in ("to_numpy", "to_device"):
         monkeypatch.setattr(device, name, forbidden)
-    monkeypatch.setattr(columns, "_read_with_pyarrow", forbidden)
-    split = columns.read(path, header)["train"]
+    monkeypatch.setattr(cache, "_read_with_pyarrow", forbidden)
+    split = cache.read(path, header)["train"]
     assert isinstance(split.images.data.mem, cupy.cuda.UnownedMemory)
     assert isinstance(split.labels.data.mem, cupy.cuda.UnownedMemory)
     assert np.array_equal(split.images.get(), images)
@@ -125,7 +127,7 @@ def test_the_view_outlives_the_frame(tmp_path):
 
     path = tmp_path / "cache.parquet"
     images, _ = written(path)
-    split = columns.read(path, columns.read_header(path))["train"]
+    split = cache.read(path, cache.read_header(path))["train"]
     gc.collect()
     others = [cudf.Series(np.zeros(images.size, np.uint8)) for _ in range(8)]
     assert len(others) == 8 and np.array_equal(split.images.get(), images)
@@ -133,10 +135,10 @@ def test_the_view_outlives_the_frame(tmp_path):
 
 def test_a_split_of_several_runs_is_joined_in_order(tmp_path, monkeypatch):
     path = tmp_path / "cache.parquet"
-    monkeypatch.setattr(columns, "ROW_GROUP_BYTES", 500 * 32 * 32 * 3)
+    monkeypatch.setattr(cache, "ROW_GROUP_BYTES", 500 * 32 * 32 * 3)
     images, labels = written(path)
-    monkeypatch.setattr(columns, "LIST_LIMIT", 1000 * 32 * 32 * 3)
-    split = columns.read(path, columns.read_header(path))["train"]
+    monkeypatch.setattr(cache, "LIST_LIMIT", 1000 * 32 * 32 * 3)
+    split = cache.read(path, cache.read_header(path))["train"]
     assert np.array_equal(split.images.get(), images)
     assert np.array_equal(split.labels.get(), labels)
     assert split.sources.to_pandas().tolist() == [f"image {index}" for index in range(3000)]
@@ -146,8 +148,8 @@ def test_a_split_of_several_runs_is_joined_in_order(tmp_path, monkeypatch):
 def test_checksums_are_those_of_the_cpu(tmp_path, shape):
     path = tmp_path / "cache.parquet"
     images, labels = written(path, count=100, shape=shape)
-    split = columns.read(path, columns.read_header(path))["train"]
-    assert columns.checksum(split.images, split.labels) == columns.checksum(images, labels.astype(np.int32))
+    split = cache.read(path, cache.read_header(path))["train"]
+    assert cache.checksum(split.images, split.labels) == cache.checksum(images, labels.astype(np.int32))
 
 
 def test_a_damaged_cache_is_noticed(tmp_path):
@@ -157,8 +159,8 @@ def test_a_damaged_cache_is_noticed(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 16] = bytes(255 - value for value in data[middle : middle + 16])
     path.write_bytes(data)
-    header = columns.read_header(path)
-    assert header is None or columns.read(path, header) is None
+    header = cache.read_header(path)
+    assert header is None or cache.read(path, header) is None
 
 
 def test_duplicates_on_the_gpu(digits):
@@ -167,8 +169,8 @@ def test_duplicates_on_the_gpu(digits):
     images[9] = images[40]
     changed = dataclasses.replace(digits, train=dataclasses.replace(digits.train, images=images))
     known = {("train", 5), ("test", 2), ("train", 9), ("train", 40)}
-    before = frames.duplicates(digits).to_pandas()
-    found = frames.duplicates(changed).to_pandas()
+    before = statistics.duplicates(digits).to_pandas()
+    found = statistics.duplicates(changed).to_pandas()
     pairs = set(zip(found["split"], found["index"], strict=True))
     assert known <= pairs
     assert pairs - known <= set(zip(before["split"], before["index"], strict=True))

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import config, datasets, device, models, train
+from pipeline import models
+from pipeline.core import config, device
+from pipeline.data.load import load_dataset
+from pipeline.train import setup
 
 pytestmark = pytest.mark.gpu
 
@@ -19,10 +22,10 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 def learned(overrides: list[str], epochs: int = 6) -> float:
     """Validation accuracy on digits after a few epochs of the training loop."""
-    dataset = datasets.load("digits")
-    train.seed_everything(0)
+    dataset = load_dataset("digits")
+    setup.seed_everything(0)
     recipe = ["augment=none", "optimizer=adam", "optimizer.learning_rate=3e-3", "batch_size=32", f"epochs={epochs}"]
-    loop = train.build_loop(config.compose([*recipe, *overrides]), dataset)
+    loop = setup.build_loop(config.compose([*recipe, *overrides]), dataset)
     for epoch in range(epochs):
         logs = loop.train_epoch(dataset.train, epoch)
         assert np.isfinite(logs["loss"])
@@ -46,7 +49,7 @@ def test_learns_with_the_custom_operation_and_without_xla(name, precision):
 @pytest.mark.parametrize("name", OWN_OPERATION)
 def test_learns_with_the_custom_operation_among_xlas_clusters(name, precision):
     overrides = [f"model={name}", f"precision={precision}", "model.operations=custom", *NETWORKS[name]]
-    assert train.build_loop(config.compose(overrides), datasets.load("digits")).xla == "clusters"
+    assert setup.build_loop(config.compose(overrides), load_dataset("digits")).xla == "clusters"
     assert learned(overrides) > 0.8
     assert not device.tensorflow().config.optimizer.get_jit()
 
@@ -62,7 +65,7 @@ def test_learns_with_the_custom_operation_among_xlas_clusters(name, precision):
 )
 def test_the_cpu_gives_the_same_logits(name, options):
     tf = device.tensorflow()
-    train.seed_everything(0)
+    setup.seed_everything(0)
     network = models.build(name, (32, 32, 3), 10, **options)
     images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
     on_gpu = network(images, training=False)

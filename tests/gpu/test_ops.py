@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from pipeline import PipelineError, device, ops
-from pipeline.ops import building, checks, timing
+from benchmarks import ops_checks, ops_timing
+from pipeline import ops
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
+from pipeline.ops import building
 
 pytestmark = pytest.mark.gpu
 PRECISION = {"float32": 3e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -44,7 +47,7 @@ def close(result, expected, dtype):
 
 def test_runs_on_the_gpu_and_agrees_with_tensorflow(tf):
     assert "GPU" in ops.leaky_relu(tf.ones([3, 5]), operations="custom").device
-    results = checks.run()
+    results = ops_checks.run()
     assert len(results) == 28
     assert [check.name for check in results if not check.passed] == []
 
@@ -153,7 +156,7 @@ def test_at_least_70_percent_of_a_copys_bandwidth(tf, dtype):
     """64 Mi elements, as `python -m pipeline.ops` measures them; thrice, as other work on the card only slows it."""
     best: dict[str, float] = {}
     for _ in range(3):
-        for row in timing.measure((65536, 1024), dtype):
+        for row in ops_timing.measure((65536, 1024), dtype):
             key = f"{row.operation} {row.direction}"
             best[key] = max(best.get(key, 0), row.fraction_of_copy)
         if min(best.values()) >= 0.7:

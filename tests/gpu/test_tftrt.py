@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import artifacts, tensorrt_library, tftrt
+from export import tensorrt_library, tftrt
 from export.predict import Predictor
-from pipeline import PipelineError, datasets, runs
+from pipeline import runs
+from pipeline.core.errors import PipelineError
+from pipeline.data.images import decode_image
+from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
 from tests.small_run import digits
 
@@ -44,7 +47,7 @@ def test_engines_are_built_saved_and_described(converted):
     engines = list((path / "assets").glob("trt-serialized-engine.*"))
     assert len(engines) == manifest["engines"]
     assert all(engine.stat().st_size > 10_000 for engine in engines)
-    row = artifacts.recorded(run)[path.name]
+    row = exports.recorded(run)[path.name]
     assert row["engines"] == manifest["engines"]
     assert row["agreement"] >= (0.97 if manifest["precision"] == "INT8" else 0.99)
     assert sorted(p.name for p in run.export_dir.iterdir()) == [".lock", "export.json", "saved_model", path.name]
@@ -91,7 +94,7 @@ def test_fresh_process_answers(converted, digit_images):
     folder = run.path.parent.parent
     Image.fromarray(digit_images[0][0]).save(folder / "0.png")
     (answer,) = infer(folder)
-    (expected,) = Predictor.load(path).predict(datasets.decode_image(folder / "0.png"))
+    (expected,) = Predictor.load(path).predict(decode_image(folder / "0.png"))
     assert answer["label"] == expected.label
     assert answer["probability"] == pytest.approx(expected.probability, abs=0.01)
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.train import host_to_device
-from pipeline import config, datasets, device, train
+from pipeline.core import config, device
+from pipeline.data.load import load_dataset
+from pipeline.train import setup, train
 
 pytestmark = pytest.mark.gpu
 
@@ -32,14 +34,14 @@ def test_cudf_is_the_dataframe():
 
 def test_mixed_precision_is_chosen():
     assert device.compute_capability() >= (7, 0)
-    assert train.chosen_precision("auto").startswith("mixed")
+    assert setup.resolve_precision("auto").startswith("mixed")
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_every_precision_learns(precision):
-    dataset = datasets.load("digits")
-    train.seed_everything(0)
-    loop = train.build_loop(config.compose([f"precision={precision}", "epochs=6"]), dataset)
+    dataset = load_dataset("digits")
+    setup.seed_everything(0)
+    loop = setup.build_loop(config.compose([f"precision={precision}", "epochs=6"]), dataset)
     assert loop.xla == (precision != "mixed_bfloat16")
     for epoch in range(6):
         logs = loop.train_epoch(dataset.train, epoch)
@@ -48,8 +50,8 @@ def test_every_precision_learns(precision):
 
 
 def test_only_the_permutation_crosses_the_bus_in_an_epoch():
-    dataset = datasets.load("digits")
-    loop = train.build_loop(config.compose(["epochs=3"]), dataset)
+    dataset = load_dataset("digits")
+    loop = setup.build_loop(config.compose(["epochs=3"]), dataset)
     loop.train_epoch(dataset.train, 0)
     loop.train_epoch(dataset.train, 1)
     crossed = host_to_device(lambda: loop.train_epoch(dataset.train, 2))
@@ -59,12 +61,12 @@ def test_only_the_permutation_crosses_the_bus_in_an_epoch():
 
 
 def test_xla_and_plain_graph_agree_after_an_epoch_in_float32():
-    dataset = datasets.load("digits", limit_per_class=40)
+    dataset = load_dataset("digits", limit_per_class=40)
     losses = []
     for xla in ("true", "false"):
-        train.seed_everything(0)
+        setup.seed_everything(0)
         overrides = ["precision=float32", f"xla={xla}", "optimizer.learning_rate=0.01"]
-        loop = train.build_loop(config.compose(overrides), dataset)
+        loop = setup.build_loop(config.compose(overrides), dataset)
         losses.append(loop.train_epoch(dataset.train, 0)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

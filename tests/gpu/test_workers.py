@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import environment
-from pipeline import device, runs
+from pipeline import runs
+from pipeline.core import device
 
 pytestmark = pytest.mark.gpu
 

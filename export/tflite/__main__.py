@@ -1,0 +1,33 @@
+"""``python -m export.tflite --run runs/latest``: write and measure the TFLite files of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from export.tflite import (
+    export,
+)
+from pipeline import runs
+from pipeline.core import cli
+from pipeline.evaluate import exports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tflite", description="Write and measure float32, float16 and INT8 TFLite files of a run."
+    )
+    parser.add_argument("--run", help="run folder or name (default: runs/latest)")
+    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    arguments = parser.parse_args()
+    run = runs.find(arguments.run)
+    dataset = run.load_dataset(data_dir=arguments.data_dir)
+    from rich.console import Console
+
+    with Console(stderr=True).status("converting, calibrating and measuring"):
+        paths = export(run, dataset)
+    Console().print(exports.table(run, ["model.keras", *(path.name for path in paths.values())]))
+    print(f"written to {run.export_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

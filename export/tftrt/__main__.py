@@ -1,0 +1,39 @@
+"""``python -m export.tftrt --run runs/latest --precision INT8``: build and measure TF-TRT engines of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from export import tensorrt_library
+from export.tftrt import (
+    PRECISIONS,
+    export,
+)
+from pipeline import runs
+from pipeline.core import cli
+from pipeline.evaluate import exports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tftrt", description="Build, calibrate and measure the TF-TRT engines of a run."
+    )
+    parser.add_argument("--run", help="run folder or name (default: runs/latest)")
+    parser.add_argument("--precision", default="INT8", type=str.upper, choices=PRECISIONS, help="default: %(default)s")
+    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    arguments = parser.parse_args()
+    tensorrt_library.require()
+    run = runs.find(arguments.run)
+    dataset = run.load_dataset(data_dir=arguments.data_dir)
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"calibrating, building and measuring {arguments.precision} engines"):
+        path = export(run, dataset, arguments.precision)
+    Console().print(exports.table(run, ["model.keras", path.name]))
+    row = exports.recorded(run)[path.name]
+    print(f"{row['nodes_converted']} of {row['nodes']} nodes converted, engines: {row['engines']}")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

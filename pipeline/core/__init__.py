@@ -1,0 +1,1 @@
+"""What every other package uses: device, settings, files, errors, the command line."""

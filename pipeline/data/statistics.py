@@ -1,0 +1,285 @@
+"""Questions about a data set, answered in dataframes: cuDF on a GPU, pandas without, through one code path.
+
+frames.counts(dataset)        # how many images of each class, split by split
+frames.duplicates(dataset)    # images that occur more than once, also across splits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import device
+from pipeline.core.errors import PipelineError
+from pipeline.data.dataset import Dataset, Split
+
+_CHUNK_BYTES = 2**26  # of pixels hashed at a time; what is computed from them is a few times as large
+
+
+_CHUNK = 256  # images: 256 squared pixel values still add up exactly in float32 (256 · 255² < 2^24)
+
+
+def series(array: Any) -> Any:
+    """A dataframe column of an array: no copy through the host where both live on the GPU."""
+    frames = device.dataframe()
+    return frames.Series(array if frames.__name__ == "cudf" else device.to_numpy(array))
+
+
+def array(column: Any) -> Any:
+    """The reverse of `series`: a numeric dataframe column as an array where the pipeline's arrays live."""
+    return device.to_device(column.values)
+
+
+def table(dataset: Dataset) -> Any:
+    """One row an image.
+
+    Returns:
+        A dataframe with the columns ``split`` (string), ``index`` (int64, the position in the split), ``label``
+        (int32), ``class_name`` and ``source`` (strings), in the order train, validation, test.
+    """
+    frames, xp = device.dataframe(), device.xp()
+    names = frames.Series(dataset.class_names)
+    parts = []
+    for name, split in dataset.splits.items():
+        if len(split) == 0:
+            continue
+        part = frames.DataFrame({"index": series(xp.arange(len(split), dtype=np.int64)), "label": series(split.labels)})
+        part["split"] = name
+        part["class_name"] = names.iloc[part["label"].values].reset_index(drop=True)
+        part["source"] = split.sources
+        parts.append(part[["split", "index", "label", "class_name", "source"]])
+    return frames.concat(parts, ignore_index=True)
+
+
+def counts(dataset: Dataset) -> Any:
+    """How many images each class has.
+
+    Returns:
+        A dataframe with one row a class, in the order of the labels: ``class_name``, then int64 ``train``,
+        ``validation``, ``test`` and ``total``.
+    """
+    frames, xp = device.dataframe(), device.xp()
+    result = frames.DataFrame({"class_name": dataset.class_names})
+    total = xp.zeros(dataset.num_classes, np.int64)
+    for name, split in dataset.splits.items():
+        here = xp.zeros_like(total)
+        if len(split):
+            here += xp.bincount(split.labels, minlength=dataset.num_classes)
+        result[name] = series(here)
+        total += here
+    result["total"] = series(total)
+    return result
+
+
+def random_keys(count: int, seed: int) -> Any:
+    """uint64 [count]: a hash of (seed, position), the same numbers on every device (SplitMix64, Steele et al. 2014)."""
+    xp = device.xp()
+    start = (seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) % 2**64
+    return _mix(xp.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start))
+
+
+def _mix(keys: Any) -> Any:
+    """SplitMix64's output function on a uint64 array, modulo 2^64."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def _shuffled_ranks(labels: Any, seed: int) -> Any:
+    """A dataframe with ``index``, ``label``, ``rank`` (a random place within its class, from 0), ``size`` (of it)."""
+    frames, xp = device.dataframe(), device.xp()
+    frame = frames.DataFrame({"label": series(labels), "key": series(random_keys(len(labels), seed))})
+    frame["index"] = series(xp.arange(len(labels), dtype=np.int64))
+    frame = frame.sort_values(["label", "key"]).reset_index(drop=True)
+    sizes = xp.bincount(labels).astype(np.int64)
+    sorted_labels = array(frame["label"])
+    frame["rank"] = series(xp.arange(len(labels), dtype=np.int64) - (xp.cumsum(sizes) - sizes)[sorted_labels])
+    frame["size"] = series(sizes[sorted_labels])
+    return frame
+
+
+def stratified_split(labels: Any, fraction: float, seed: int) -> tuple[Any, Any]:
+    """Divide images into two parts with the same share of every class.
+
+    Each class gives ``round(fraction · size)`` images to the second part, chosen by the seed; at least one, and at
+    least one stays, where it has two or more. The same seed divides the same way on every device.
+
+    Args:
+        labels: int32 [N], N may be 0.
+        fraction: Share of the second part, 0 or more and below 1; 0 leaves it empty.
+        seed: Any integer.
+
+    Returns:
+        (kept, held out): int64 indices in ascending order, where `labels` live.
+
+    Raises:
+        PipelineError: `fraction` is out of range.
+    """
+    if not 0 <= fraction < 1:
+        raise PipelineError(f"The fraction to hold out is {fraction}; pass one of 0 or more and below 1.")
+    xp = device.xp()
+    if fraction == 0 or len(labels) == 0:
+        return xp.arange(len(labels), dtype=np.int64), xp.arange(0, dtype=np.int64)
+    frame = _shuffled_ranks(labels, seed)
+    size = array(frame["size"])
+    wanted = xp.floor(size * fraction + 0.5).astype(np.int64)
+    wanted = xp.minimum(xp.maximum(wanted, 1), size - 1)
+    index, held_out = array(frame["index"]), array(frame["rank"]) < wanted
+    return xp.sort(index[~held_out]), xp.sort(index[held_out])
+
+
+def limit_per_class(labels: Any, limit: int, seed: int) -> Any:
+    """Indices of at most `limit` images of each class, chosen by the seed; a smaller limit chooses a subset.
+
+    Args:
+        labels: int32 [N].
+        limit: 1 or more.
+        seed: Any integer.
+
+    Returns:
+        int64 indices in ascending order, where `labels` live.
+
+    Raises:
+        PipelineError: `limit` is below 1.
+    """
+    if limit < 1:
+        raise PipelineError(f"limit_per_class is {limit}; pass 1 or more, or leave it out.")
+    xp = device.xp()
+    if len(labels) == 0:
+        return xp.arange(0, dtype=np.int64)
+    frame = _shuffled_ranks(labels, seed)
+    return xp.sort(array(frame["index"])[array(frame["rank"]) < limit])
+
+
+def select_classes(labels: Any, class_names: Sequence[str], wanted: Sequence[str]) -> tuple[Any, Any, list[str]]:
+    """Keep only some classes, and number them anew from 0 in the order they had.
+
+    Args:
+        labels: int32 [N].
+        class_names: The names of all classes.
+        wanted: The names of those to keep, in any order.
+
+    Returns:
+        (indices, labels, class_names): int64 [M] indices of the images kept, in ascending order; int32 [M] their
+        new labels; the names kept.
+
+    Raises:
+        PipelineError: A name is unknown.
+    """
+    unknown = [name for name in wanted if name not in class_names]
+    if unknown:
+        raise PipelineError(f"There is no class {unknown[0]!r}; the classes are: {', '.join(class_names)}.")
+    xp = device.xp()
+    kept = [name for name in class_names if name in set(wanted)]
+    renumbered = np.full(len(class_names), -1, np.int32)
+    renumbered[[class_names.index(name) for name in kept]] = np.arange(len(kept))
+    labels = device.to_device(renumbered)[labels]
+    indices = xp.flatnonzero(labels >= 0)
+    return indices, labels[indices], kept
+
+
+def content_hashes(images: Any) -> Any:
+    """uint64 [N]: a hash of each image's pixels, equal for equal images; computed where the images live.
+
+    Args:
+        images: uint8 [N, H, W, C].
+    """
+    xp = device.xp()
+    values = int(np.prod(images.shape[1:]))
+    hashes = xp.empty(len(images), np.uint64)
+    positions = random_keys(-(-values // 8), seed=0)
+    rows = max(1, _CHUNK_BYTES // values)
+    for start in range(0, len(images), rows):
+        chunk = images[start : start + rows].reshape(-1, values)
+        padded = xp.zeros((len(chunk), len(positions) * 8), np.uint8)
+        padded[:, :values] = chunk
+        # Mixed before they are summed: a plain sum would not see two pixels change by the same amount.
+        hashes[start : start + len(chunk)] = _mix(padded.view(np.uint64) ^ positions).sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+def duplicates(dataset: Dataset) -> Any:
+    """The images whose pixels occur more than once, within a split or across splits.
+
+    Returns:
+        A dataframe with the columns of `table` and ``group`` (int64): equal images share a number, from 0. Empty
+        where every image is different. Sorted by group.
+    """
+    xp = device.xp()
+    frame = table(dataset)
+    parts = [content_hashes(split.images) for split in dataset.splits.values() if len(split)]
+    _, group, sizes = xp.unique(xp.concatenate(parts), return_inverse=True, return_counts=True)
+    repeated = sizes > 1
+    renumbered = xp.cumsum(repeated) - 1
+    frame["group"] = series(renumbered[group].astype(np.int64))
+    frame = frame[series(repeated[group])]
+    return frame.sort_values(["group", "split", "index"]).reset_index(drop=True)
+
+
+def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of 0..1 (pixel / 255).
+
+    The sums are exact, so every device gives the same numbers. A channel of one value only has the deviation 1, so
+    that dividing by it is harmless.
+
+    Args:
+        images: uint8 [N, H, W, C], N at least 1.
+
+    Returns:
+        (mean, std), each C floats.
+    """
+    xp = device.xp()
+    sums = xp.zeros(images.shape[1:], np.float64)
+    squares = xp.zeros(images.shape[1:], np.float64)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK].astype(np.float32)
+        sums += chunk.sum(axis=0)
+        squares += xp.square(chunk).sum(axis=0)
+    pixels = len(images) * images.shape[1] * images.shape[2]
+    mean = device.to_numpy(sums.sum(axis=(0, 1))) / pixels
+    variance = np.maximum(device.to_numpy(squares.sum(axis=(0, 1))) / pixels - mean**2, 0)
+    std = np.where(variance > 0, np.sqrt(variance), 255.0)
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
+    """The average picture of each class.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        labels: int32 [N].
+        num_classes: K.
+
+    Returns:
+        float32 [K, H, W, C] in units of 0..255, where `images` live; 0 for a class without images.
+    """
+    xp = device.xp()
+    means = xp.zeros((num_classes, *images.shape[1:]), np.float32)
+    for label in range(num_classes):
+        members = xp.flatnonzero(labels == label)
+        total = xp.zeros(images.shape[1:], np.float64)
+        for start in range(0, len(members), _CHUNK):
+            total += images[members[start : start + _CHUNK]].sum(axis=0, dtype=np.float32)
+        means[label] = total / max(len(members), 1)
+    return means
+
+
+def examples(split: Split, num_classes: int, count: int) -> Any:
+    """The first images of each class, for a picture of them.
+
+    Args:
+        split: Where they are taken from.
+        num_classes: K; classes 0 to K - 1 are shown.
+        count: How many of each; black ones stand in where a class has fewer.
+
+    Returns:
+        uint8 [K · count, H, W, C], class by class, where the images live.
+    """
+    xp = device.xp()
+    chosen = xp.zeros((num_classes, count, *split.images.shape[1:]), np.uint8)
+    for label in range(num_classes):
+        members = xp.flatnonzero(split.labels == label)[:count]
+        chosen[label, : len(members)] = split.images[members]
+    return chosen.reshape(-1, *split.images.shape[1:])

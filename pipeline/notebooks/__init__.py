@@ -1,0 +1,1 @@
+"""Runs the chapters in `notebooks/` with papermill and writes a report of them."""

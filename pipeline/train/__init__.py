@@ -1,0 +1,1 @@
+"""Training: `pipeline.train.train.train(settings)`."""

@@ -1,0 +1,112 @@
+"""Checkpoints: everything an interrupted run needs to go on exactly where it was, in one file that appears whole.
+
+The file is NumPy's ``.npz``: every variable of the network and the optimizer under its number, and one JSON text with
+the epoch and the history. It holds no code and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from pipeline.core import files
+from pipeline.core.errors import PipelineError, first_line
+
+KEPT = 2  # the newest, and one more should the newest be damaged later
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        history: One dictionary of metrics for each finished epoch.
+        best_epoch: The epoch (from 1) of the best validation accuracy; 0 before the first.
+        seconds: Time spent training, in all sittings.
+    """
+
+    epoch: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
+    """Write one checkpoint; it appears under `path` whole or not at all.
+
+    Args:
+        path: The file.
+        variables: Keras variables, in an order that `load` is given again.
+        progress: Stored beside them.
+
+    Raises:
+        PipelineError: No room on the disk or no permission.
+    """
+    arrays = {f"{number:05d}": numpy.asarray(variable) for number, variable in enumerate(variables)}
+    arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
+    content = io.BytesIO()
+    numpy.savez(content, **arrays)
+    files.write(path, content.getvalue())
+
+
+def load(path: Path, variables: Sequence[Any]) -> Progress:
+    """Read a checkpoint into `variables`.
+
+    Raises:
+        PipelineError: The file is missing or damaged, or belongs to another network.
+    """
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            progress = Progress(**json.loads(file["progress"].tobytes()))
+            arrays = [file[f"{number:05d}"] for number in range(len(file.files) - 1)]
+    except (*files.DAMAGED_ZIP, ValueError, TypeError) as error:
+        reason = "damaged" if path.is_file() else first_line(error)
+        raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from None
+    if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
+        raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return progress
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:05d}.npz"
+
+
+def best_path(folder: Path, epoch: int) -> Path:
+    """The weights of an epoch that was the best so far."""
+    return folder / f"best-{epoch:05d}.npz"
+
+
+def save_epoch(folder: Path, variables: Sequence[Any], progress: Progress) -> None:
+    """Write the checkpoint of the epoch that just ended; drop what neither it nor the one before it needs."""
+    save(epoch_path(folder, progress.epoch), variables, progress)
+    best = sorted(folder.glob("best-*.npz"))
+    # A later one than the best is from before the run went back to an older checkpoint.
+    needed = [path for path in best if path <= best_path(folder, progress.best_epoch)][-KEPT:]
+    for old in {*best} - {*needed} | {*sorted(folder.glob("epoch-*.npz"))[:-KEPT]}:
+        old.unlink(missing_ok=True)
+
+
+def resume(folder: Path, variables: Sequence[Any]) -> Progress:
+    """Read the newest undamaged checkpoint of a folder; without any, nothing changes and epoch 0 is returned.
+
+    Raises:
+        PipelineError: There are checkpoints, but none can be read.
+    """
+    problem = None
+    for path in sorted(folder.glob("epoch-*.npz"), reverse=True):
+        try:
+            return load(path, variables)
+        except PipelineError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return Progress()
