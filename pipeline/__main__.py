@@ -85,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise
                 tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
                 sys.stdout.flush()  # through a pipe, each line when it is true
-        report = folder / "report.html"
+        page = folder / "report.html"
         there = [executed_folder / chapter.path.name for chapter in known]  # those of an earlier call too
-        report.write_report([path for path in there if path.is_file()], folder.name, report)
+        report.write_report([path for path in there if path.is_file()], folder.name, page)
         print(f"{'together':<14} {time.monotonic() - started:6.1f} s\n")
     of_a_run = any({"run", "name"} & set(chapter.defaults) for chapter in selected)
-    places = [f"Executed notebooks: {executed_folder}", f"report: {report}"]
+    places = [f"Executed notebooks: {executed_folder}", f"report: {page}"]
     print(" · ".join([*places, *(_artifacts(given.get("run")) if of_a_run else [])]))
     return 0
 
