@@ -19,10 +19,10 @@ from pipeline.core.errors import PipelineError
 from pipeline.data.images import decode_image
 from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
-from tests.small_run import digits
+from tests.export.small_run import digits
 
 pytestmark = pytest.mark.gpu
-pytest_plugins = ["tests.export_fixtures"]
+pytest_plugins = ["tests.export.small_run"]
 
 
 @pytest.fixture(scope="module", params=tftrt.PRECISIONS)

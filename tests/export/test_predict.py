@@ -15,7 +15,7 @@ from pipeline import runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-pytest_plugins = ["tests.export_fixtures"]
+pytest_plugins = ["tests.export.small_run"]
 
 ARTIFACTS = ["model.keras", "export/saved_model", *(f"export/model_{p}.tflite" for p in ("float32", "float16", "int8"))]
 

@@ -23,9 +23,9 @@ from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
-from tests.small_run import digits, write_run
+from tests.export.small_run import digits, write_run
 
-pytest_plugins = ["tests.export_fixtures"]
+pytest_plugins = ["tests.export.small_run"]
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""Makes a small finished run, trained for seconds on real digits, for the tests of `export`."""
+"""A small run, trained for seconds on real digits, and its exported files: fixtures for the tests of `export`."""
 
 import functools
 import importlib.metadata
 import json
+import shutil
 
+import pytest
+
+from export import saved_model, tflite
 from pipeline import models, runs
 from pipeline.core import device
 from pipeline.data.load import load_dataset
@@ -13,7 +17,7 @@ SETTINGS = {"name": "digits", "image_size": 16, "channels": 3, "progress": False
 
 @functools.cache
 def digits():
-    """scikit-learn's digits, as RGB of 16×16."""
+    """scikit-learn's digits, as 16×16 RGB images."""
     return load_dataset(**SETTINGS)
 
 
@@ -50,3 +54,26 @@ def write_run(folder, precision="float32", epochs=3):
         versions={"tensorflow": importlib.metadata.version("tensorflow")},
     ).write(folder / "model_card.json")
     return runs.Run(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A run with nothing exported. Copy it before writing into it."""
+    return write_run(tmp_path_factory.mktemp("trained") / "runs" / "small")
+
+
+@pytest.fixture(scope="session")
+def exported_run(trained_run, tmp_path_factory):
+    """A copy of `trained_run` with its SavedModel and TFLite files."""
+    run = runs.Run(tmp_path_factory.mktemp("exported") / "runs" / "small")
+    shutil.copytree(trained_run.path, run.path)
+    saved_model.save(run)
+    tflite.export(run, digits())
+    return run
+
+
+@pytest.fixture(scope="session")
+def digit_images():
+    """The digits' test split on the host: uint8 [N, 16, 16, 3] and int32 [N]."""
+    dataset = digits()
+    return device.to_numpy(dataset.test.images), device.to_numpy(dataset.test.labels)

@@ -18,7 +18,7 @@ from pipeline import runs
 from pipeline.core.errors import PipelineError
 from tests.conftest import REPOSITORY
 
-pytest_plugins = ["tests.export_fixtures"]
+pytest_plugins = ["tests.export.small_run"]
 
 
 @pytest.fixture
