@@ -1,6 +1,6 @@
-"""The launch on the CPU: over the images on all cores, one image's row of the output staying in the cache.
+"""The augmentation kernel for the CPU: parallel over images.
 
-`cuda_kernel` is its counterpart; both call the functions of `pixel`.
+`cuda_kernel` is its counterpart for the GPU; both call the functions of `pixel`.
 """
 
 from __future__ import annotations
@@ -11,45 +11,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from pipeline.augment import pixel
-from pipeline.augment.pixel import (
-    COSINE,
-    DEVIATION,
-    FACTOR,
-    FLIPPED,
-    GROUP,
-    LEFT,
-    NOISE,
-    OFFSET,
-    ONE,
-    OPERATION_COUNT,
-    PARAMETER_COUNT,
-    PER_PIXEL,
-    SALT_AND_PEPPER,
-    SHIFT_X,
-    SHIFT_Y,
-    SIDE,
-    SINE,
-    THRESHOLD,
-    TOP,
-    ZERO,
-    bias,
-    bilinear,
-    bilinear_taps,
-    clip,
-    corrupted,
-    cut_out,
-    draw,
-    gain,
-    grain,
-    inverse_map,
-    normalise,
-    normals,
-    philox,
-    reflect,
-)
+from pipeline.augment import pixel as px
 
-IMAGES_AT_ONCE = 1024  # float16 output is made by way of a float32 copy this large
+IMAGES_AT_ONCE = 1024  # float16 output is computed in float32 in blocks of this size
 
 
 def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
@@ -59,88 +23,84 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
     for row in numba.prange(len(indices)):
         index = indices[row]
         image = images[index].reshape(size)
-        drawn = np.empty(PARAMETER_COUNT, np.float32)
-        for operation in range(OPERATION_COUNT):
-            draw(operation, index, seed, epoch, settings, height, width, drawn, 0)
-        flipped = drawn[FLIPPED] > ZERO
-        factor = gain(drawn[FACTOR])
-        offset = bias(drawn[FACTOR], drawn[OFFSET])
+        drawn = np.empty(px.PARAMETER_COUNT, np.float32)
+        for operation in range(px.OPERATION_COUNT):
+            px.draw_parameters(operation, index, seed, epoch, settings, height, width, drawn, 0)
+        flipped = drawn[px.FLIPPED] > px.ZERO
+        factor, offset = px.scale_and_offset(drawn[px.FACTOR], drawn[px.OFFSET])
 
-        if drawn[COSINE] != ONE or drawn[SINE] != ZERO:
+        if drawn[px.COSINE] != px.ONE or drawn[px.SINE] != px.ZERO:
             for y in range(height):
                 for x in range(width):
-                    place = inverse_map(x, y, drawn[SHIFT_X], drawn[SHIFT_Y], drawn[COSINE], drawn[SINE], height, width)
-                    around = bilinear_taps(place[0], place[1], flipped, height, width)
+                    at = px.inverse_map(
+                        x, y, drawn[px.SHIFT_X], drawn[px.SHIFT_Y], drawn[px.COSINE], drawn[px.SINE], height, width
+                    )
+                    taps = px.bilinear_taps(at[0], at[1], flipped, height, width)
                     for channel in range(channels):
-                        value = bilinear(image, 0, around, channel, channels)
+                        value = px.bilinear(image, 0, taps, channel, channels)
                         out[row, (y * width + x) * channels + channel] = value * factor + offset
         else:
             columns = np.empty(width, np.int64)
             for x in range(width):
-                column = reflect(x - np.int32(drawn[SHIFT_X]), width)
+                column = px.reflect(x - np.int32(drawn[px.SHIFT_X]), width)
                 columns[x] = (width - 1 - column if flipped else column) * channels
             for y in range(height):
-                start = reflect(y - np.int32(drawn[SHIFT_Y]), height) * width * channels
+                start = px.reflect(y - np.int32(drawn[px.SHIFT_Y]), height) * width * channels
                 for x in range(width):
                     for channel in range(channels):
                         value = np.float32(image[start + columns[x] + channel])
                         out[row, (y * width + x) * channels + channel] = value * factor + offset
 
-        if drawn[DEVIATION] > ZERO:
-            for first in range(0, height * width, GROUP):
+        if drawn[px.STDDEV] > px.ZERO:
+            for first in range(0, height * width, px.GROUP):
                 for channel in range(channels):
-                    words = philox(index, NOISE, first // GROUP * channels + channel, PER_PIXEL, seed, epoch)
-                    noise = normals(words[0], words[1]) + normals(words[2], words[3])
-                    for k in range(min(GROUP, height * width - first)):
-                        out[row, (first + k) * channels + channel] += drawn[DEVIATION] * noise[k]
-        if drawn[THRESHOLD] > ZERO:
-            for first in range(0, height * width, GROUP):
-                words = philox(index, SALT_AND_PEPPER, first // GROUP, PER_PIXEL, seed, epoch)
-                for k in range(min(GROUP, height * width - first)):
-                    if corrupted(words[k], drawn[THRESHOLD]):
+                    words = px.philox(
+                        index, px.NOISE, first // px.GROUP * channels + channel, px.PER_PIXEL, seed, epoch
+                    )
+                    noise = px.box_muller(words[0], words[1]) + px.box_muller(words[2], words[3])
+                    for k in range(min(px.GROUP, height * width - first)):
+                        out[row, (first + k) * channels + channel] += drawn[px.STDDEV] * noise[k]
+        if drawn[px.THRESHOLD] > px.ZERO:
+            for first in range(0, height * width, px.GROUP):
+                words = px.philox(index, px.SALT_AND_PEPPER, first // px.GROUP, px.PER_PIXEL, seed, epoch)
+                for k in range(min(px.GROUP, height * width - first)):
+                    if px.is_salt_or_pepper(words[k], drawn[px.THRESHOLD]):
                         for channel in range(channels):
-                            out[row, (first + k) * channels + channel] = grain(words[k])
+                            out[row, (first + k) * channels + channel] = px.salt_or_pepper(words[k])
         for position in range(0, size, channels):
             for channel in range(channels):
-                value = clip(out[row, position + channel])
-                out[row, position + channel] = normalise(value, scale[channel], shift[channel])
-        if drawn[SIDE] > ZERO:
+                value = px.clip(out[row, position + channel])
+                out[row, position + channel] = px.normalise(value, scale[channel], shift[channel])
+        if drawn[px.SIDE] > px.ZERO:
             for y in range(height):
                 for x in range(width):
-                    if cut_out(x, y, drawn[LEFT], drawn[TOP], drawn[SIDE]):
+                    if px.in_square(x, y, drawn[px.LEFT], drawn[px.TOP], drawn[px.SIDE]):
                         for channel in range(channels):
-                            out[row, (y * width + x) * channels + channel] = ZERO
+                            out[row, (y * width + x) * channels + channel] = px.ZERO
 
 
 @functools.cache
 def _compiled() -> Any:
-    # Numba's disk cache notices a change of this file only; the name makes it notice one of pixel.py.
-    name = f"augment_{pixel.SOURCE_DIGEST[:12]}"
-    scope = {**globals(), **pixel.compiled(numba.njit)}
-    return numba.njit(parallel=True, cache=True)(pixel.rebound(_cpu_kernel, scope, name))
+    # Numba's cache on disk only detects changes of this file; the digest in the name adds changes of pixel.py.
+    name = f"augment_{px.SOURCE_DIGEST[:12]}"
+    scope = {**globals(), "px": px.compiled(numba.njit)}
+    return numba.njit(parallel=True, cache=True)(px.rebound(_cpu_kernel, scope, name))
 
 
 def launch(
-    images: Any,
-    indices: Any,
-    settings: Any,
-    seed: int,
-    epoch: int,
-    scale: tuple[float, ...],
-    shift: tuple[float, ...],
-    out: Any,
-) -> None:
-    """Augment on the CPU; returns when it is done.
+    images: Any, indices: Any, settings: Any, seed: int, epoch: int,
+    scale: tuple[float, ...], shift: tuple[float, ...], out: Any,
+) -> None:  # fmt: skip
+    """Augment on the CPU and wait for the result.
 
     Args:
         images: uint8 [N, H, W, C], contiguous, NumPy.
         indices: int64 [M], M at least 1, each from 0 to N - 1.
         settings: float32 [operations, 3], the policy's probabilities and ranges.
-        seed: From 0 to 2**32 - 1.
-        epoch: Likewise.
+        seed, epoch: From 0 to 2**32 - 1.
         scale: C numbers, 1 / std.
-        shift: C numbers, - mean / std.
-        out: float32 or float16 [M, H, W, C], contiguous; written.
+        shift: C numbers, -mean / std.
+        out: float32 or float16 [M, H, W, C], contiguous; the result.
     """
     kernel = _compiled()
     rows = out.reshape(len(indices), -1)
