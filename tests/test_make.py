@@ -1,12 +1,9 @@
-"""`make` on a fresh machine: one installation, redone when it must be, and a sentence when it cannot."""
+"""`make` on a fresh machine: install once, install again when necessary, and report what is missing."""
 
-import importlib.util
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,197 +11,167 @@ import pytest
 from pipeline.core import device
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = {"PIPELINE_DEVICE": "cpu"}  # the GPU stack is not installed by a test
+REQUIREMENTS = [f"requirements{kind}.txt" for kind in ("", "-gpu", "-tensorrt", "-extras")]
+# Stands for Python and for the Python and pip of .venv, and writes pip's arguments to the file `calls`.
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+  --version)
+    if [[ $0 == *pip ]]; then echo "pip 24.0 from $PWD/.venv/lib/pip (python 3.11)"; else echo "Python 3.11.9"; fi ;;
+  *libcuda*) [[ $FAKE_GPU ]] ;;
+  *ensurepip*) [[ ! $FAKE_OLD ]] ;;
+  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/pip ;;
+  "-m pip install"*) echo "${@:5}" >>calls; [[ ! $FAKE_FAILURE || "$*" != *"$FAKE_FAILURE"* ]] ;;
+esac
+"""
+# A build backend without dependencies, so that `pip install -e .` needs no network.
+BACKEND = """
+import zipfile
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    with zipfile.ZipFile(f"{folder}/x-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("x-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: x\\nVersion: 1\\n")
+        wheel.writestr("x-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("x-1.dist-info/RECORD", "")
+    return "x-1-py3-none-any.whl"
+"""
 
 
 def make(folder, *arguments, **environment):
-    """Run make in `folder`; returns the finished process with its text."""
-    command = ["make", "--no-print-directory", *arguments, f"PYTHON={sys.executable}"]
-    settings = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
+    """Run make in `folder`; returns the finished process with its output."""
+    variables = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
-        command, cwd=folder, env={**settings, **HERE, **environment}, capture_output=True, text=True, timeout=120
+        ["make", "--no-print-directory", *arguments],
+        cwd=folder,
+        env={**variables, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A checkout with no requirements at all and its `.venv` made: (folder, what the first make said)."""
-    folder = tmp_path_factory.mktemp("checkout") / "here"
-    (folder / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "Makefile", folder)
-    shutil.copy(ROOT / "scripts" / "bootstrap.py", folder / "scripts")
-    requirements = [f"requirements{kind}.txt" for kind in ("", "-gpu", "-tensorrt", "-extras")]
-    for name in (*requirements, "constraints.txt"):
-        (folder / name).write_text("# nothing\n", encoding="utf-8")
-    return folder, make(folder, "install")
 
 
 @pytest.fixture
-def bootstrap(checkout):
-    """The installer as a module, working on the small checkout."""
-    specification = importlib.util.spec_from_file_location("bootstrap", checkout[0] / "scripts" / "bootstrap.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def checkout(tmp_path):
+    folder = tmp_path / "here"
+    (folder / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "scripts" / "install.sh", folder / "scripts")
+    for name in (*REQUIREMENTS, "constraints.txt", "pyproject.toml"):
+        (folder / name).write_text("# nothing\n", encoding="utf-8")
+    return folder
 
 
-def test_the_first_call_installs_and_the_second_does_nothing(checkout):
-    folder, first = checkout
-    assert first.returncode == 0, first.stderr
-    assert ".venv" in first.stdout
-    before = (folder / ".venv" / ".installed").stat().st_mtime_ns
-    started = time.monotonic()
-    second = make(folder, "install")
-    assert (second.returncode, second.stdout) == (0, "")
-    assert (folder / ".venv" / ".installed").stat().st_mtime_ns == before
-    assert time.monotonic() - started < 5
+@pytest.fixture
+def install(checkout, tmp_path):
+    """Runs make install with a fake Python: returns (process, the arguments of each pip call after "install")."""
+    python = tmp_path / "python3.11"
+    python.write_text(FAKE_PYTHON, encoding="utf-8")
+    python.chmod(0o755)
+
+    def run(*arguments, folder=checkout, **environment):
+        calls = folder / "calls"
+        calls.unlink(missing_ok=True)
+        settings = {"PIPELINE_DEVICE": "", "FAKE_GPU": "", "FAKE_OLD": "", "FAKE_FAILURE": "", **environment}
+        process = make(folder, "install", f"PYTHON={python}", *arguments, **settings)
+        lines = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+        return process, [line.removeprefix("--no-input ") for line in lines]
+
+    return run
 
 
-def test_new_requirements_are_installed_into_the_same_environment(checkout):
-    folder, _ = checkout
-    kept = folder / ".venv" / "kept"
-    kept.touch()
-    (folder / "constraints.txt").write_text("# something else\n", encoding="utf-8")
-    result = make(folder, "install")
-    assert result.returncode == 0, result.stderr
-    assert "requirements.txt" in result.stdout
-    assert kept.exists()
+def test_the_first_call_installs_and_the_second_does_nothing(install):
+    process, calls = install()
+    assert process.returncode == 0, process.stderr
+    assert calls == ["-r requirements.txt", "--no-deps -e ."]
+    process, calls = install("PYTHON=no-such-python")
+    assert (process.returncode, process.stdout, process.stderr, calls) == (0, "", "", [])
 
 
-def test_the_extras_are_installed_once_where_they_are_asked_for(checkout, bootstrap, monkeypatch):
-    folder, _ = checkout
-    asked = []
-    monkeypatch.setattr(bootstrap, "install", lambda requirements, title: asked.append(requirements))
-    monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
-    make(folder, "install")
-    bootstrap.main()
-    assert asked == []
-    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--extras"])
-    bootstrap.main()
-    bootstrap.main()
-    assert asked == ["requirements-extras.txt"]
-    (folder / "requirements-extras.txt").write_text("# something else\n", encoding="utf-8")
-    bootstrap.main()
-    assert asked == 2 * ["requirements-extras.txt"]
-
-
-def test_an_interrupted_installation_begins_again(checkout):
-    folder, _ = checkout
-    half_done = folder / ".venv" / "half-done"
-    half_done.touch()
-    (folder / ".venv" / ".installing").touch()
-    (folder / ".venv" / ".installed").unlink()
-    result = make(folder, "install")
-    assert result.returncode == 0, result.stderr
-    assert not half_done.exists()
-    assert (folder / ".venv" / ".installed").exists()
-
-
-def test_a_moved_checkout_is_installed_again(checkout):
-    folder, _ = checkout
-    moved = folder.rename(folder.with_name("there"))
-    try:
-        result = make(moved, "install")
-        assert ".venv" in result.stdout
-        assert str(moved) in (moved / ".venv" / "bin" / "pip").read_text(encoding="utf-8").splitlines()[0]
-    finally:
-        moved.rename(folder)
-
-
-def test_a_failed_download_is_one_sentence_and_the_last_lines(checkout):
-    folder, _ = checkout
-    (folder / "requirements.txt").write_text("no-such-package-anywhere==1.0\n", encoding="utf-8")
-    try:
-        result = make(
-            folder,
-            "install",
-            PIP_CONFIG_FILE=os.devnull,
-            PIP_INDEX_URL="http://127.0.0.1:9/simple",
-            PIP_EXTRA_INDEX_URL="",
-            PIP_FIND_LINKS="",
-            PIP_RETRIES="0",
-        )
-        assert result.returncode != 0
-        assert "pip config list" in result.stderr
-        assert "no-such-package-anywhere" in result.stderr
-        assert "no-such-package-anywhere" in (folder / ".venv" / "install.log").read_text(encoding="utf-8")
-        assert not (folder / ".venv" / ".installed").exists()
-    finally:
-        (folder / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
-
-
-def test_a_link_to_an_environment_is_left_as_it_is(checkout):
-    folder, _ = checkout
-    elsewhere = (folder / ".venv").rename(folder.with_name("environment"))
-    try:
-        (folder / ".venv").symlink_to(elsewhere)
-        (elsewhere / ".installed").unlink(missing_ok=True)
-        (elsewhere / ".installing").touch()  # as an interrupted installation leaves it
-        result = make(folder, "install")
-        assert result.returncode != 0
-        assert "make PY=" in result.stderr
-        assert (elsewhere / "pyvenv.cfg").is_file()
-    finally:
-        (folder / ".venv").unlink()
-        elsewhere.rename(folder / ".venv")
-        assert make(folder, "install").returncode == 0
-
-
-def test_another_python_is_one_sentence(bootstrap, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 1, "final", 0))
-    with pytest.raises(SystemExit) as stopped:
-        bootstrap.main()
-    assert "apt install python3.11" in str(stopped.value)
-
-
-def test_a_missing_venv_package_is_one_sentence(bootstrap, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ensurepip", None)  # as on Debian without python3-venv
-    with pytest.raises(SystemExit) as stopped:
-        bootstrap.main()
-    assert "python3.11-venv" in str(stopped.value)
-
-
-def test_a_missing_interpreter_is_one_sentence(checkout):
-    result = subprocess.run(
-        ["make", "install", "PYTHON=no-such-python"], cwd=checkout[0], capture_output=True, text=True, timeout=60
+def test_with_the_real_python_and_pip(checkout):
+    (checkout / "pyproject.toml").write_text(
+        '[project]\nname = "x"\nversion = "1"\n'
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        encoding="utf-8",
     )
-    assert result.returncode != 0
-    assert "no-such-python" in result.stderr
+    (checkout / "backend.py").write_text(BACKEND, encoding="utf-8")
+    arguments = ["install", f"PYTHON={sys.executable}"]
+    first = make(checkout, *arguments, PIPELINE_DEVICE="cpu", PIP_USER="1")
+    assert first.returncode == 0, first.stderr
+    old = checkout / ".venv" / "old"
+    old.touch()
+    assert make(checkout, *arguments, PIPELINE_DEVICE="cpu").stdout == ""
+    (checkout / "constraints.txt").write_text("# changed\n", encoding="utf-8")
+    assert make(checkout, *arguments, PIPELINE_DEVICE="cpu").returncode == 0
+    assert old.exists()
+    moved = checkout.rename(checkout.with_name("there"))
+    assert make(moved, *arguments, PIPELINE_DEVICE="cpu").returncode == 0
+    assert not (moved / ".venv" / "old").exists()
+    assert str(moved) in (moved / ".venv" / "bin" / "pip").read_text(encoding="utf-8").splitlines()[0]
 
 
-def test_a_driver_brings_the_gpu_stack_and_a_failing_tensorrt_stops_nothing(bootstrap, monkeypatch, capsys):
-    asked = []
-
-    def install(requirements, title, **environment):
-        asked.append(requirements)
-        if "tensorrt" in requirements:
-            raise bootstrap.InstallError("no such index")
-
-    monkeypatch.setattr(bootstrap, "has_driver", lambda: True)
-    monkeypatch.setattr(bootstrap, "install", install)
-    bootstrap.prepare()
-    assert asked == ["requirements-gpu.txt", "requirements-tensorrt.txt"]
-    assert "requirements-tensorrt.txt" in capsys.readouterr().out
-    asked.clear()
-    bootstrap.prepare()
-    monkeypatch.setattr(bootstrap, "has_driver", lambda: False)  # PIPELINE_DEVICE=cpu: what is there is enough
-    bootstrap.prepare()
-    assert asked == []
+@pytest.mark.parametrize("file", ["requirements.txt", "constraints.txt", "pyproject.toml"])
+def test_a_changed_file_is_installed_into_the_same_environment(install, checkout, file):
+    install()
+    (checkout / ".venv" / "old").touch()
+    (checkout / file).write_text("# changed\n", encoding="utf-8")
+    assert install()[1] == ["-r requirements.txt", "--no-deps -e ."]
+    assert (checkout / ".venv" / "old").exists()
 
 
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ("OSError: [Errno 28] No space left on device", ["disk"]),
-        ("Temporary failure in name resolution", ["pip config list"]),
-        ("No matching distribution found for x==1 (from versions: 2.0)", [platform.machine()]),
-        ("error: subprocess-exited-with-error", []),
-    ],
-)
-def test_what_pip_says_becomes_a_sentence(bootstrap, said, words):
-    sentence = bootstrap.reason(said)
-    assert [word for word in ("disk", "pip config list", platform.machine()) if word in sentence] == words
-    assert ".venv/install.log" in sentence
+def test_the_tests_install_the_extras_once(install):
+    extras = "EXTRAS=requirements-extras.txt"
+    assert [call for call in install(extras)[1] if "-r" in call] == [
+        "-r requirements.txt",
+        "-r requirements-extras.txt",
+    ]
+    assert install(extras)[1] == []
+
+
+def test_an_interrupted_installation_starts_again(install, checkout):
+    process, _ = install(FAKE_FAILURE="-r requirements.txt")
+    assert process.returncode == 2
+    assert "pip config list" in process.stderr
+    (checkout / ".venv" / "incomplete").touch()
+    process, calls = install()
+    assert process.returncode == 0 and calls
+    assert not (checkout / ".venv" / "incomplete").exists()
+
+
+def test_an_environment_made_by_hand_is_used(install, checkout):
+    install()
+    (checkout / ".venv" / ".installed-requirements.txt").unlink()
+    (checkout / ".venv" / "old").touch()
+    assert install()[1]
+    assert (checkout / ".venv" / "old").exists()
+
+
+def test_a_link_to_an_environment_is_left_as_it_is(install, checkout, tmp_path):
+    install()
+    elsewhere = (checkout / ".venv").rename(tmp_path / "environment")
+    (checkout / ".venv").symlink_to(elsewhere)
+    (elsewhere / ".installed-requirements.txt").unlink()
+    process, calls = install()
+    assert process.returncode == 2 and not calls
+    assert "make PY=" in process.stderr
+
+
+@pytest.mark.parametrize(("arguments", "found"), [([], "3.11.9"), (["PYTHON=no-such-python"], "no-such-python")])
+def test_a_wrong_or_missing_python_is_one_error_that_says_how_to_get_it(install, arguments, found):
+    process, calls = install(*arguments, FAKE_OLD="1")
+    assert process.returncode == 2 and not calls
+    assert all(word in process.stderr for word in (found, "uv ", "pyenv ", "conda "))
+
+
+def test_a_driver_selects_the_gpu_packages_and_tensorrt_is_optional(install):
+    process, calls = install(FAKE_GPU="1", FAKE_FAILURE="tensorrt")
+    assert process.returncode == 0
+    assert calls == ["-r requirements-gpu.txt", "--no-deps -e .", "-r requirements-tensorrt.txt"]
+    assert "requirements-tensorrt.txt" in process.stdout
+    assert install(FAKE_GPU="1")[1] == []
+    assert install(PIPELINE_DEVICE="cpu")[1] == []  # the GPU packages include the others
+
+
+def test_pipeline_device_cpu_ignores_the_driver(install):
+    assert install(FAKE_GPU="1", PIPELINE_DEVICE="cpu")[1] == ["-r requirements.txt", "--no-deps -e ."]
+    assert "-r requirements-gpu.txt" in install(FAKE_GPU="1")[1]
 
 
 @pytest.mark.parametrize(
@@ -220,22 +187,28 @@ def test_what_pip_says_becomes_a_sentence(bootstrap, said, words):
 def test_targets_run_in_the_environment_or_in_the_given_one(target, command):
     ours = make(ROOT, "-n", target).stdout
     assert f".venv/bin/python {command}".strip() in ours
-    assert "scripts/bootstrap.py" in ours and ("--extras" in ours) == (target == "test")
+    assert "scripts/install.sh" in ours and ("requirements-extras.txt" in ours) == (target == "test")
     given = make(ROOT, "-n", target, "PY=/opt/python").stdout
     assert f"/opt/python {command}".strip() in given
-    assert "scripts/bootstrap.py" not in given
+    assert "scripts/install.sh" not in given
 
 
-def test_the_gpus_tests_without_a_gpu_are_one_sentence():
+def test_an_interpreter_that_does_not_start_is_an_error():
+    answer = make(ROOT, "lab", "PY=no-such-python")
+    assert answer.returncode == 2
+    assert "no-such-python" in answer.stderr
+
+
+def test_the_gpu_tests_fail_without_a_gpu():
     if device.has_gpu():
-        pytest.skip("there is a GPU here")
+        pytest.skip("this machine has a GPU")
     answer = make(ROOT, "test-gpu", f"PY={sys.executable}", "ARGS=-q")
     assert answer.returncode == 2
     assert "PIPELINE_DEVICE" in answer.stdout + answer.stderr
     assert "skipped" not in answer.stdout
 
 
-def test_clean_keeps_the_runs(checkout, tmp_path):
+def test_clean_keeps_the_runs(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("runs/first/notebooks", "logs/first", ".venv", "pipeline/__pycache__", ".ruff_cache"):
         (tmp_path / name).mkdir(parents=True)
