@@ -22,7 +22,7 @@ from typing import Any
 from pipeline import runs
 from pipeline.core import cli, config, files
 from pipeline.core.errors import PipelineError
-from pipeline.data.load import check_sizes
+from pipeline.core.settings import DatasetSettings
 from pipeline.evaluate import exports
 from pipeline.notebooks import chapters, execution
 from pipeline.notebooks.chapters import Chapter
@@ -141,7 +141,7 @@ def _check_training(given: dict[str, str], selected: Sequence[Chapter]) -> None:
         for chapter in selected
         if name in given and name in chapter.defaults
     }
-    check_sizes(**sizes)
+    DatasetSettings.parse(sizes)
     chapter = next((chapter for chapter in selected if chapter.name == "03_train"), None)
     if chapter is None or not given:
         return

@@ -42,7 +42,7 @@ def table(folder: Path) -> Any:
         name = os.path.relpath(run.path, folder.resolve())
         try:
             card, metrics, settings = run.card, run.metrics, run.config
-            values = (name, card.dataset, card.model, policy_label(settings["augment"]), card.parameters)
+            values = (name, card.dataset, card.model, policy_label(settings.augment), card.parameters)
             figures = {key: metrics.get(key) for key in list(COLUMNS)[len(values) :]}
         except (PipelineError, KeyError, AttributeError, TypeError) as error:
             print(f"left out {name}: {first_line(error)}", file=sys.stderr)
@@ -63,10 +63,8 @@ def table(folder: Path) -> Any:
     return frame.sort_values(["dataset", "test_accuracy"], ascending=[True, False]).reset_index(drop=True)
 
 
-def policy_label(given: Any) -> str:
+def policy_label(given: dict[str, Any]) -> str:
     """A run's augmentation policy by name, with ``*`` where settings changed what the policy of that name does."""
-    if not isinstance(given, dict):
-        raise PipelineError(f"its augmentation policy is {given!r}, which is no mapping")
     name = str(given.get("name", "custom"))
     try:
         return name if augment.load_policy(name) == augment.load_policy(given) else f"{name}*"

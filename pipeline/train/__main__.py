@@ -1,29 +1,61 @@
-"""Train a network: ``python -m pipeline.train dataset=cifar10 data_dir=DATA model=cnn epochs=5 name=first``."""
+"""Train a network on images: python -m pipeline.train [SETTING=VALUE ...]"""
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import gc
 import os
 import shlex
-from typing import Any
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core import cli, config
 from pipeline.core.errors import PipelineError
-from pipeline.evaluate import compare
-from pipeline.train.run_folder import (
-    LOGS,
-    PER_SESSION_SETTINGS,
-)
-from pipeline.train.train import train
+
+if TYPE_CHECKING:
+    from pipeline.core.settings import Settings
+
+DESCRIPTION = """\
+Train a network on images, evaluate it on the test split, and save everything in runs/NAME.
+TensorBoard's files are written to logs/NAME. Without settings it trains a small network on handwritten digits.
+
+common settings:
+  dataset=NAME          digits, cifar10, fashion_mnist, tiny_imagenet, image_folder or parquet
+  data_dir=FOLDER       where the dataset is, or is downloaded to
+  model=NAME            cnn, resnet18, vit_lite or fashion_mlp
+  augment=NAME          none, light, standard, cutout, strong or hybrid
+  optimizer=NAME        sgd, adam or adamw
+  experiment=NAME       a complete recipe from pipeline/conf/experiment
+  epochs=10 batch_size=128 optimizer.learning_rate=0.1 seed=0
+  name=NAME             name of the run (default: date, time, dataset and model)
+  resume=runs/NAME      continue an interrupted run with its own settings
+  precision=float32     or mixed_float16, mixed_bfloat16, auto
+  early_stopping=5      stop after 5 epochs without a better validation accuracy
+
+All settings are in pipeline/conf; --cfg job prints them with their values."""
+
+EXAMPLES = """\
+examples:
+  python -m pipeline.train dataset=cifar10 data_dir=data model=resnet18 epochs=20 name=first
+  python -m pipeline.train dataset=image_folder data_dir=my_photos dataset.image_size=64 augment=strong
+  python -m pipeline.train --multirun model=cnn,resnet18 seed=1,2 name=sweep"""
+
+OF_A_RESUMED_RUN = ("resume", "data_dir", "cluster", "communication", "xla")
 
 
-def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
-    """What the command does with its configuration."""
-    of_a_resumed = ("resume", "data_dir", *PER_SESSION_SETTINGS)
-    given = [override for override in overrides if override.split("=")[0] not in of_a_resumed]
-    if settings["resume"] is not None and given:
-        raise PipelineError(f"resume= goes on with the run's own settings; leave out {', '.join(given)}.")
+def work(settings: Settings, overrides: list[str]) -> None:
+    """Train one run and print how to continue with it."""
+    from pipeline.train.run_folder import LOGS
+    from pipeline.train.train import train
+
+    given = [override for override in overrides if override.partition("=")[0] not in OF_A_RESUMED_RUN]
+    if settings.resume is not None and given:
+        raise PipelineError(f"resume= continues with the run's own settings; leave out {', '.join(given)}.")
     run = train(settings)
-    if run is None:  # the first worker speaks for all
+    if run is None:  # only the first of several processes has a run
         return
     metrics, folder = run.metrics, os.path.relpath(run.path)
     print(
@@ -33,8 +65,54 @@ def main_work(settings: dict[str, Any], overrides: list[str]) -> None:
     print(f"next:\n  python -m export.tflite --run {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
 
 
+def multirun(overrides: list[str]) -> int:
+    """Train a run in ``runs/NAME/JOB`` for each combination of values and compare them; a failed job does not stop
+    the others."""
+    from pipeline.evaluate import compare
+
+    names = [override[5:] for override in overrides if override.startswith("name=")]
+    name = config.plain_name(names[-1] if names else f"multirun-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    failed = 0
+    for job, given in config.sweep([override for override in overrides if not override.startswith("name=")]).items():
+        print(f"--- {job}")
+        try:
+            work(config.compose(given).model_copy(update={"name": f"{name}/{job}"}), given)
+        except PipelineError as error:
+            if error.exit_code == 130:
+                raise
+            failed += 1
+            print(f"error: {job}: {error}", file=sys.stderr)
+        except Exception:  # a bug in one job does not cost the results of the others
+            failed += 1
+            traceback.print_exc()
+        gc.collect()  # callbacks and graphs reference each other; the next job needs their memory
+    if Path("runs", name).is_dir():
+        compare.report(Path("runs", name))
+    return 1 if failed else 0
+
+
 def main() -> int:
-    return config.command(main_work, compare.report)()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.train",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="a setting that replaces the default")
+    parser.add_argument("-m", "--multirun", action="store_true", help="train each combination, as in seed=1,2")
+    parser.add_argument("--cfg", choices=["job"], help="print all settings instead of training")
+    arguments = parser.parse_intermixed_args()
+    if arguments.multirun:
+        return multirun(arguments.overrides)
+    settings = config.compose(arguments.overrides)
+    if arguments.cfg:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(settings.plain()), end="")
+    else:
+        work(settings, arguments.overrides)
+    return 0
 
 
 if __name__ == "__main__":

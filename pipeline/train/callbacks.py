@@ -1,65 +1,49 @@
-"""What watches a training: TensorBoard's files and Weights & Biases as Keras callbacks, and the progress bar.
+"""Keras callbacks of a training (TensorBoard, Weights & Biases, early stopping) and the progress bar.
 
-tensorboard --logdir logs
+TensorBoard reads the files with: tensorboard --logdir logs
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
-import importlib.util
-import netrc
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from pipeline import ops
+from pipeline.augment import gallery
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.settings import Settings
 from pipeline.evaluate import figures
 from pipeline.train import checkpoints
 from pipeline.train.loop import Loop, permutation
-from pipeline.train.run_folder import (
-    LOGS,
-    run_name,
-)
+from pipeline.train.run_folder import LOGS
+
+GALLERY_IMAGES = 8
+WANDB_SECONDS_TO_CONNECT = 60
 
 
-def default_callbacks(loop: Loop, settings: dict[str, Any], dataset: Any, folder: Path) -> list[Any]:
-    """The callbacks of a run: TensorBoard, and the tracker that is asked for."""
-    from pipeline.augment import gallery
-
-    chosen = permutation(settings["seed"], 0, len(dataset.train.labels))[:GALLERY_IMAGES]
-    sample = dataset.train.images[device.to_device(chosen)]  # folders come a class at a time
-
-    def confusion() -> numpy.ndarray:
-        predictions = loop.evaluate(dataset.validation)["predictions"]
-        labels = device.to_numpy(dataset.validation.labels)
-        return figures.figure_pixels(figures.confusion_matrix_figure(labels, predictions, dataset.class_names))
-
-    callbacks = [
-        tensorboard_callback(
-            LOGS / run_name(folder),
-            loop.network,
-            hyperparameters=flatten({k: v for k, v in settings.items() if v is not None}),
-            gallery=gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings["seed"]),
-            confusion=confusion,
-        )
-    ]
-    if settings["tracker"] == "wandb":
-        callbacks.append(wandb_callback(folder, run_name(folder), settings))
+def default_callbacks(loop: Loop, settings: Settings, dataset: Any, folder: Path) -> list[Any]:
+    """The callbacks of every run: TensorBoard, and the tracker of the settings."""
+    callbacks = [tensorboard_callback(LOGS / settings.name, loop, settings, dataset)]
+    if settings.tracker == "wandb":
+        callbacks.append(wandb_callback(folder, settings))
     return callbacks
 
 
+def callback_list(callbacks: Sequence[Any], network: Any, epochs: int) -> Any:
+    """A `keras.callbacks.CallbackList` for a network."""
+    import keras
+
+    network.stop_training = False
+    return keras.callbacks.CallbackList(list(callbacks), model=network, epochs=epochs)
+
+
 def early_stopping(patience: int | None) -> list[Any]:
-    """Keras's early stopping on the validation accuracy; nothing where `patience` is None."""
+    """Keras's early stopping on the validation accuracy; empty if `patience` is None."""
     import keras
 
     if patience is None:
@@ -68,156 +52,109 @@ def early_stopping(patience: int | None) -> list[Any]:
 
 
 def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
-    """Let early stopping see the epochs of the sittings before, so that its patience carries over."""
+    """Show early stopping the epochs before a resume, so that it continues to count its patience."""
     for callback in stopper:
         for epoch, logs in enumerate(progress.history):
             callback.on_epoch_end(epoch, logs)
 
 
-GALLERY_IMAGES = 8
-
-
-WANDB_OFFLINE = ("offline", "disabled", "dryrun")
-
-
-SECONDS_TO_ANSWER = 10
-
-
-def tensorboard_callback(
-    folder: Path,
-    network: Any,
-    *,
-    hyperparameters: dict[str, Any],
-    gallery: numpy.ndarray | None = None,
-    confusion: Any = None,
-) -> Any:
-    """A Keras callback that writes `folder` (below ``logs/``) for TensorBoard.
+def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: Any) -> Any:
+    """A Keras callback that writes TensorBoard's files.
 
     At the start: the augmentation gallery, the graph and the hyper-parameters. After each epoch: loss, accuracy,
-    learning rate, images/s and a histogram of every weight. At the end: the confusion matrix.
+    learning rate, images/s and a histogram of every weight. At the end: the confusion matrix of the validation split.
 
     Args:
-        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``, as Keras does it.
-        network: The network that trains.
-        hyperparameters: Name to number, text or boolean, for the HParams page.
-        gallery: uint8 [h, w, 3], the policy's gallery.
-        confusion: Called without arguments at the end of training for the confusion matrix, uint8 [h, w, 3].
+        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``, as with Keras's callback.
+        loop: The loop that trains.
+        settings: The hyper-parameters.
+        dataset: The dataset that it trains on.
     """
     tf = device.tensorflow()
     import keras
     from tensorboard.plugins.hparams import api as hparams
 
+    network = loop.network
+
     class TensorBoardFiles(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
-            self.train = tf.summary.create_file_writer(str(folder / "train"))
-            self.validation = tf.summary.create_file_writer(str(folder / "validation"))
+            self.train, self.validation = (
+                tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")
+            )
+            chosen = permutation(settings.seed, 0, len(dataset.train.labels))[:GALLERY_IMAGES]
+            sample = dataset.train.images[device.to_device(chosen)]  # a sample of all classes
+            grid = gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings.seed)
             with self.train.as_default(step=0):
-                if gallery is not None:
-                    tf.summary.image("augmentation", gallery[None])
+                tf.summary.image("augmentation", grid[None])
                 forward = tf.function(lambda images: network(images, training=False))
                 shape = (1, *network.input_shape[1:])
-                with ops.without_custom_operations():  # a graph to look at is no reason to compile them
+                with ops.without_custom_operations():  # do not compile them for a graph that is only displayed
                     graph = forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph
                 tf.summary.graph(graph)
             with tf.summary.create_file_writer(str(folder)).as_default():
-                hparams.hparams(hyperparameters, trial_id=str(hyperparameters.get("name", folder.name)))
+                hparams.hparams(flatten(settings.plain()), trial_id=settings.name)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            logs = logs or {}
             for writer, prefix in ((self.train, ""), (self.validation, "val_")):
                 with writer.as_default(step=epoch + 1):
                     for key in ("loss", "accuracy"):
-                        if prefix + key in logs:
-                            tf.summary.scalar(f"epoch_{key}", logs[prefix + key])
+                        tf.summary.scalar(f"epoch_{key}", logs[prefix + key])
             with self.train.as_default(step=epoch + 1):
                 for key in ("learning_rate", "images_per_second"):
-                    if key in logs:
-                        tf.summary.scalar(key, logs[key])
+                    tf.summary.scalar(key, logs[key])
                 for weight in network.weights:
                     tf.summary.histogram(weight.path, device.to_numpy(weight.value))
             self.train.flush()
             self.validation.flush()
 
         def on_train_end(self, logs: Any = None) -> None:
-            if confusion is not None:
-                with self.validation.as_default(step=self.params.get("epochs", 0)):
-                    tf.summary.image("confusion_matrix", confusion()[None])
+            predictions = loop.evaluate(dataset.validation)["predictions"]
+            labels = device.to_numpy(dataset.validation.labels)
+            figure = figures.confusion_matrix_figure(labels, predictions, dataset.class_names)
+            with self.validation.as_default(step=settings.epochs):
+                tf.summary.image("confusion_matrix", figures.figure_pixels(figure)[None])
             self.train.close()
             self.validation.close()
 
     return TensorBoardFiles()
 
 
-def check_tracker(tracker: str | None) -> None:
-    """Make sure that a tracker can work, before any training starts.
-
-    Raises:
-        PipelineError: The tracker is unknown, its package is not installed, or there is no key for it or no way to its
-            server.
-    """
-    if tracker in (None, "none"):
-        return
-    if tracker != "wandb":
-        raise PipelineError(f"tracker is {tracker!r}; known values: none, wandb.")
-    if importlib.util.find_spec("wandb") is None:
-        raise PipelineError("tracker=wandb needs the package wandb; run: pip install -r requirements-extras.txt")
-    import wandb
-
-    try:
-        chosen = wandb.setup().settings  # of its own files and variables
-    except Exception as error:  # wandb's own errors have no common class
-        raise PipelineError(f"tracker=wandb cannot be set up ({first_line(error)}).") from None
-    if chosen.mode in WANDB_OFFLINE:
-        return
-    try:
-        known = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        known = {}
-    if not chosen.api_key and urllib.parse.urlsplit(chosen.base_url).hostname not in known:
-        raise PipelineError("tracker=wandb has no key; run: wandb login, or set WANDB_MODE=offline to keep it local.")
-    _reach(chosen.base_url)
-
-
-def _reach(address: str) -> None:
-    """Raise `PipelineError` unless a server answers, whatever it says: wandb itself would try again for ever."""
-    try:
-        urllib.request.urlopen(address, timeout=SECONDS_TO_ANSWER).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = first_line(getattr(error, "reason", error))
-        raise PipelineError(f"tracker=wandb does not reach {address} ({reason}); set WANDB_MODE=offline.") from None
-
-
-def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
-    """A Keras callback that logs each epoch to Weights & Biases; the same run goes on when training is resumed.
+def wandb_callback(folder: Path, settings: Settings) -> Any:
+    """A Keras callback that logs each epoch to Weights & Biases; a resumed training continues the same W&B run.
 
     Args:
         folder: The run's folder; offline files go to ``wandb/`` in it.
-        name: The run's name.
-        settings: The configuration it is logged with.
+        settings: The settings that are logged.
+
+    Raises:
+        PipelineError: The package wandb is not installed.
     """
-    device.tensorflow()
     import keras
-    import wandb
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise PipelineError("tracker=wandb needs wandb; run: pip install -r requirements-extras.txt") from error
 
     class WeightsAndBiases(keras.callbacks.Callback):
+        run: Any = None
+
         def on_train_begin(self, logs: Any = None) -> None:
             try:
                 self.run = wandb.init(
                     project="gpu-image-pipeline",
-                    name=name,
+                    name=settings.name,
                     id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                    resume=None if wandb.setup().settings.mode in WANDB_OFFLINE else "allow",
-                    config=settings,
+                    resume=None if wandb.setup().settings.mode in ("offline", "disabled", "dryrun") else "allow",
+                    config=settings.plain(),
                     dir=str(folder),
                     reinit="finish_previous",
-                    settings=wandb.Settings(silent=True, init_timeout=60),
+                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS_TO_CONNECT),
                 )
-            except Exception as error:  # wandb's own errors have no common class
+            except Exception as error:  # wandb's errors have no common class
                 raise PipelineError(
-                    f"tracker=wandb could not start ({first_line(error)}); set WANDB_MODE=offline."
-                ) from None
+                    f"tracker=wandb could not start ({first_line(error)}); run wandb login, or set WANDB_MODE=offline."
+                ) from error
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.run.log({"epoch": epoch + 1, **(logs or {})}, step=epoch + 1)
@@ -226,42 +163,41 @@ def wandb_callback(folder: Path, name: str, settings: dict[str, Any]) -> Any:
             self.run.finish()
 
         def on_train_failed(self) -> None:
-            if getattr(self, "run", None) is not None:
+            if self.run is not None:
                 self.run.finish(exit_code=1)
 
     return WeightsAndBiases()
 
 
 def end_failed(callbacks: Iterable[Any]) -> None:
-    """Tell those that want to know (by a method ``on_train_failed``) that the training ended early."""
+    """Call the method ``on_train_failed`` of the callbacks that have one."""
     for callback in callbacks:
         if hasattr(callback, "on_train_failed"):
-            with contextlib.suppress(Exception):  # what ended the training is what is to be reported
+            with contextlib.suppress(Exception):  # the error that ended the training is the one to report
                 callback.on_train_failed()
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names with plain values, as TensorBoard's HParams page takes them."""
+    """Nested settings by dotted names, without those that are None, as TensorBoard's HParams page needs them."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{key}."))
-        else:
+        elif value is not None:
             flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
     return flat
 
 
 class ProgressBar:
-    """Epoch, images/s and time left: a bar on a terminal, one line an epoch elsewhere; nothing unless `shown`."""
+    """Epoch, images/s and time left: a bar on a terminal, one line per epoch elsewhere; nothing unless `shown`."""
 
     def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0, shown: bool = True):
         from tqdm import tqdm
 
         self.epochs, self.shown = epochs, shown
-        self.on_terminal = shown and sys.stderr.isatty()
         self.bar = tqdm(
             total=epochs * images_an_epoch, initial=first_epoch * images_an_epoch, unit=" images", unit_scale=True,
-            disable=not self.on_terminal, file=sys.stderr, leave=False, dynamic_ncols=True,
+            disable=not (shown and sys.stderr.isatty()), file=sys.stderr, leave=False, dynamic_ncols=True,
         )  # fmt: skip
 
     def start_epoch(self, epoch: int) -> None:

@@ -1,7 +1,7 @@
-"""Checkpoints: everything an interrupted run needs to go on exactly where it was, in one file that appears whole.
+"""Checkpoints: everything that an interrupted run needs to continue exactly where it was, in one file.
 
 The file is NumPy's ``.npz``: every variable of the network and the optimizer under its number, and one JSON text with
-the epoch and the history. It holds no code and nothing is unpickled.
+the epoch and the history. It contains no code and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy
 from pipeline.core import files
 from pipeline.core.errors import PipelineError, first_line
 
-KEPT = 2  # the newest, and one more should the newest be damaged later
+KEPT = 2  # the newest, and one more in case the newest gets damaged
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         epoch: Number of finished epochs.
         history: One dictionary of metrics for each finished epoch.
         best_epoch: The epoch (from 1) of the best validation accuracy; 0 before the first.
-        seconds: Time spent training, in all sittings.
+        seconds: Training time, including the time before a resume.
     """
 
     epoch: int = 0
@@ -39,15 +39,15 @@ class Progress:
 
 
 def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write one checkpoint; it appears under `path` whole or not at all.
+    """Write one checkpoint; the file is complete or absent.
 
     Args:
         path: The file.
-        variables: Keras variables, in an order that `load` is given again.
-        progress: Stored beside them.
+        variables: Keras variables, in the order in which `load` gets them.
+        progress: Saved in the same file.
 
     Raises:
-        PipelineError: No room on the disk or no permission.
+        PipelineError: The disk is full, or there is no permission.
     """
     arrays = {f"{number:05d}": numpy.asarray(variable) for number, variable in enumerate(variables)}
     arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
@@ -68,7 +68,7 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
             arrays = [file[f"{number:05d}"] for number in range(len(file.files) - 1)]
     except (*files.DAMAGED_ZIP, ValueError, TypeError) as error:
         reason = "damaged" if path.is_file() else first_line(error)
-        raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from None
+        raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from error
     if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
         raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer.")
     for variable, array in zip(variables, arrays, strict=True):
@@ -86,10 +86,10 @@ def best_path(folder: Path, epoch: int) -> Path:
 
 
 def save_epoch(folder: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write the checkpoint of the epoch that just ended; drop what neither it nor the one before it needs."""
+    """Write the checkpoint of the epoch that just ended; remove what neither it nor the one before it needs."""
     save(epoch_path(folder, progress.epoch), variables, progress)
     best = sorted(folder.glob("best-*.npz"))
-    # A later one than the best is from before the run went back to an older checkpoint.
+    # A later epoch than the best is left from before the run resumed from an older checkpoint.
     needed = [path for path in best if path <= best_path(folder, progress.best_epoch)][-KEPT:]
     for old in {*best} - {*needed} | {*sorted(folder.glob("epoch-*.npz"))[:-KEPT]}:
         old.unlink(missing_ok=True)

@@ -1,11 +1,10 @@
-"""Several machines train one network: every process holds all of it, and gradients are averaged after each step.
+"""Several processes train one network: each has a whole copy of it, and gradients are averaged after each step.
 
-    cluster=slurm          # one task a node, as scripts/slurm.sh starts them
-    cluster=environment    # the variable TF_CONFIG names the workers
+    cluster=slurm          # one task per node, as scripts/slurm.sh starts them
+    cluster=environment    # the variable TF_CONFIG lists the processes
 
-TensorFlow's own cluster resolvers find the workers and its collective operations (NCCL or gRPC) add the gradients. A
-training step then is: gradients in one flat buffer, its sum over all workers, update; XLA, where it is on, compiles the
-first and the last of them.
+TensorFlow's cluster resolvers find the processes and its collective operations (NCCL or gRPC) add the gradients. A step
+is: gradients in one flat buffer, the sum of the buffers, the update; XLA compiles the first and the last of them.
 """
 
 from __future__ import annotations
@@ -24,26 +23,15 @@ import numpy
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 
-KINDS = ("none", "slurm", "environment")
-
-
-LAUNCHER = "PIPELINE_LAUNCHER"  # the variable that tells workers by which command all of them were started
-
-
-FIRST_PORT, TASKS_A_NODE = 16000, 16  # of Slurm's job steps: 16 ports each, all below those that Linux hands out
-
-
-LOST = 3  # exit code of a worker that ends because another one has
-
-
-GROUP_KEY = 7001  # of TensorFlow's collectives; any number nobody else uses
-
-
-HOSTS_GROUP_KEY = 7002  # of those on the CPUs, whichever devices the others run on
+LAUNCHER = "PIPELINE_LAUNCHER"  # the variable with the command that started all processes
+FIRST_PORT, TASKS_PER_NODE = 16000, 16  # of Slurm's job steps: 16 ports each, all below those that Linux assigns
+LOST = 3  # exit code of a process that ends because another one has ended
+GROUP_KEY = 7001  # of TensorFlow's collectives; any number that nothing else uses
+HOSTS_GROUP_KEY = 7002  # of the collectives on the CPUs
 
 
 class Key(enum.IntEnum):
-    """Which of a program's collectives a worker means; TensorFlow matches the workers' calls by it."""
+    """The collectives of a training; TensorFlow matches the calls of the processes by it."""
 
     GRADIENTS = 1
     STATISTICS = 2
@@ -51,16 +39,17 @@ class Key(enum.IntEnum):
     VALIDATION = 4
     WEIGHTS = 5
     FACTS = 6
+    MOVING = 7
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a training.
+    """The processes of a training. Every process must call the same methods in the same order.
 
     Attributes:
         index: This process, from 0; process 0 alone writes the run folder.
         count: Number of processes.
-        communication: How the sums travel: "nccl" (between GPUs), "ring" (TensorFlow's own, through the hosts).
+        communication: How sums travel: "nccl" (between GPUs) or "ring" (TensorFlow's own, through the hosts).
     """
 
     index: int = 0
@@ -71,19 +60,18 @@ class Cluster:
     def is_chief(self) -> bool:
         return self.index == 0
 
-    def average(self, tensors: Sequence[Any], key: Key) -> list[Any]:
-        """The mean of each tensor over all workers, in the tensor's own dtype; every worker must call it alike.
+    def total(self, figures: Sequence[float], key: Key) -> list[float]:
+        """The sum of each number over all processes, in float32."""
+        return [float(sum_) for sum_ in self.all_reduce(device.tensorflow().constant(figures, "float32"), key)]
 
-        Args:
-            tensors: Float tensors of any shapes; they travel as one float32 buffer.
-            key: Tells this call from the others in a program.
-        """
+    def average(self, tensors: Sequence[Any], key: Key) -> list[Any]:
+        """The mean of each float tensor over all processes, in the tensor's own dtype; they travel as one buffer."""
         if self.count == 1:
             return list(tensors)
         return self.unpack(self.all_reduce(self.pack(tensors), key) / self.count, tensors)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        """Give every worker the first one's values of float Keras variables; every worker must call it alike."""
+        """Give every process the first one's values of float Keras variables."""
         if self.count == 1:
             return
         tf = device.tensorflow()
@@ -93,28 +81,27 @@ class Cluster:
             variable.assign(value)
 
     def assert_same_config(self, facts: dict[str, str]) -> None:
-        """Make sure that all workers mean the same training; every worker must call it.
+        """Verify that the configuration of all processes is identical.
 
         Args:
-            facts: What must be alike, as text, by its name in a sentence; the names themselves must be alike.
+            facts: What must be identical, as text by its name; the names themselves must be identical.
 
         Raises:
-            PipelineError: Some are not; in all workers, with the same sentence.
+            PipelineError: There are differences; every process raises the same message.
         """
         if self.count == 1:
             return
         tf = device.tensorflow()
-        table = numpy.zeros((self.count, len(facts)), numpy.float32)  # a row a worker; its own, until they are summed
+        table = numpy.zeros((self.count, len(facts)), numpy.float32)  # one row per process, filled by the sum
         table[self.index] = [int.from_bytes(hashlib.sha256(fact.encode()).digest()[:3]) for fact in facts.values()]
-        with tf.device("CPU:0"):  # by gRPC in any case: how gradients travel may be what is not alike
+        with tf.device("CPU:0"):  # always by gRPC, because the communication may be what differs
             table = _sum(self.count, tf.constant(table), Key.FACTS, HOSTS_GROUP_KEY, "ring").numpy()
         others = [index for index in range(self.count) if (table[index] != table[0]).any()]
         if others:
-            different = [
-                name for name, own, first in zip(facts, table[others[0]], table[0], strict=True) if own != first
-            ]
+            different = [name for name, same in zip(facts, table[others[0]] == table[0], strict=True) if not same]
             raise PipelineError(
-                f"All workers must train alike; worker {others[0]} and worker 0 have different: {', '.join(different)}."
+                f"All training processes need the same settings; processes 0 and {others[0]} differ in: "
+                f"{', '.join(different)}."
             )
 
     def pack(self, tensors: Sequence[Any]) -> Any:
@@ -123,7 +110,7 @@ class Cluster:
         return tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
 
     def all_reduce(self, packed: Any, key: Key) -> Any:
-        """A buffer added up over all workers; nothing that XLA can compile between processes."""
+        """The sum of a buffer over all processes; XLA cannot compile it."""
         return _sum(self.count, packed, key, GROUP_KEY, self.communication)
 
     def unpack(self, packed: Any, like: Sequence[Any]) -> list[Any]:
@@ -133,8 +120,16 @@ class Cluster:
         return [tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
 
     def barrier(self) -> None:
-        """Wait for all workers: one that leaves early is a lost one to the others."""
+        """Wait for all processes."""
         self.average([device.tensorflow().zeros([1])], Key.BARRIER)
+
+    def leave(self) -> None:
+        """Wait for all processes at the end; the first one, whose run is finished, ignores the loss of another."""
+        try:
+            self.barrier()
+        except Exception as error:  # TensorFlow reports a lost process by several kinds of errors
+            if not (self.is_chief and explain(error, self)):
+                raise
 
 
 def _sum(count: int, tensor: Any, key: Key, group: int, communication: str) -> Any:
@@ -144,57 +139,51 @@ def _sum(count: int, tensor: Any, key: Key, group: int, communication: str) -> A
     )  # fmt: skip
 
 
-def connect(kind: str, communication: str = "auto") -> Cluster:
-    """Join the other workers; returns when all of them are there.
+def connect(kind: str, communication: str) -> Cluster:
+    """Join the other processes; returns when all of them have joined.
 
     Must be called before TensorFlow does anything else.
 
     Args:
-        kind: One of `KINDS`.
-        communication: "nccl", "ring", or "auto": NCCL where this worker has a GPU.
+        kind: "none", "slurm" or "environment".
+        communication: "nccl" or "ring".
 
     Raises:
-        PipelineError: An unknown kind, or the environment does not describe a cluster.
+        PipelineError: The environment does not describe a cluster, or the processes do not find each other.
     """
-    if kind not in KINDS:
-        raise PipelineError(f"cluster is {kind!r}; known values: {', '.join(KINDS)}.")
     if kind == "none":
         return Cluster()
     if kind == "environment" and "TF_CONFIG" not in os.environ:
-        raise PipelineError("cluster=environment needs the variable TF_CONFIG; set it in every worker's environment.")
+        raise PipelineError("cluster=environment needs the variable TF_CONFIG; set it for every training process.")
     tf = device.tensorflow()
     try:
         resolvers = tf.distribute.cluster_resolver
         resolver = _slurm_resolver() if kind == "slurm" else resolvers.TFConfigClusterResolver()
         jobs = resolver.cluster_spec().as_dict()
         if set(jobs) != {"worker"}:
-            raise PipelineError(
-                f"cluster={kind} describes {', '.join(jobs) or 'nobody'}; every process must be a worker."
-            )
+            raise PipelineError(f"cluster={kind} needs processes of the type worker only, got {list(jobs)}.")
         workers = jobs["worker"]
         hosts = ",".join(sorted({worker.rpartition(":")[0] for worker in workers}))
-        # gRPC would take a proxy even to localhost.
+        # gRPC would use a proxy even for localhost.
         around = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy"))  # noqa: SIM112
         os.environ["no_grpc_proxy"] = f"{around},{hosts}" if around else hosts  # noqa: SIM112
-        # The strategy is not used; making it starts this worker's server and connects it to the others.
+        # The strategy is not used; making it starts this process's server and connects it to the others.
         tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # the server has put its own in its place
-        if communication == "auto":
-            communication = "nccl" if device.has_gpu() else "ring"
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # the server has replaced the handler
         return Cluster(int(resolver.task_id), len(workers), communication)
     except (ValueError, KeyError, RuntimeError, OSError, tf.errors.OpError) as error:
-        raise PipelineError(f"cluster={kind} did not come together ({first_line(error)}).", exit_code=1) from None
+        raise PipelineError(f"cluster={kind} could not connect ({first_line(error)}).", exit_code=1) from error
 
 
 def _slurm_resolver() -> Any:
-    """The workers of a step of a Slurm job, any number of tasks a node, each with the GPUs that Slurm gave it.
+    """The processes of a step of a Slurm job, any number of tasks per node, each with the GPUs that Slurm assigned.
 
-    TensorFlow reads Slurm's variables. Its `SlurmClusterResolver` does more with them than is right here: it sorts the
-    nodes as text, where Slurm numbers the tasks in the order of the list (node9 before node10); it fails where a task
-    sees fewer GPUs than tasks share its node; and it takes the same ports for every job.
+    TensorFlow reads Slurm's variables. Its `SlurmClusterResolver` is not usable here: it sorts the nodes as text, where
+    Slurm numbers the tasks in the order of the list (node9 before node10); it fails where a task sees fewer GPUs than
+    tasks share its node; and it uses the same ports for every job.
 
     Raises:
-        PipelineError: This is no step of a Slurm job, or too many tasks share a node.
+        PipelineError: This is not a step of a Slurm job, or too many tasks share a node.
     """
     tf = device.tensorflow()
     from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver as slurm
@@ -205,13 +194,13 @@ def _slurm_resolver() -> Any:
         tasks = slurm.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
     except (KeyError, ValueError) as error:
         raise PipelineError(
-            f"cluster=slurm is for a step of a Slurm job; start it with srun, as scripts/slurm.sh does ({error})."
-        ) from None
-    if len(hosts) != len(tasks):
-        raise PipelineError(f"Slurm's variables name {len(hosts)} nodes and task counts of {len(tasks)}; start again.")
-    if max(tasks) > TASKS_A_NODE:
-        raise PipelineError(f"{max(tasks)} tasks share a node; cluster=slurm takes up to {TASKS_A_NODE}.")
-    port = FIRST_PORT + TASKS_A_NODE * ((31 * job + step) % 1024)
+            f"cluster=slurm needs a step of a Slurm job; start it with srun, as scripts/slurm.sh does ({error})."
+        ) from error
+    if len(hosts) != len(tasks) or max(tasks) > TASKS_PER_NODE:
+        raise PipelineError(
+            f"cluster=slurm supports up to {TASKS_PER_NODE} tasks per node, got {tasks} on {len(hosts)} nodes."
+        )
+    port = FIRST_PORT + TASKS_PER_NODE * ((31 * job + step) % 1024)
     workers = [f"{host}:{port + task}" for host, count in zip(hosts, tasks, strict=True) for task in range(count)]
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": workers}), task_type="worker", task_id=rank, rpc_layer="grpc"
@@ -219,27 +208,29 @@ def _slurm_resolver() -> Any:
 
 
 def per_worker_batch(batch_size: int, count: int) -> int:
-    """What each of `count` workers takes of a batch of at least one image.
+    """The images of a batch for each of `count` processes.
 
     Raises:
-        PipelineError: They cannot share it evenly.
+        PipelineError: The batch cannot be divided evenly.
     """
     images, rest = divmod(batch_size, count)
     if rest:
         raise PipelineError(
-            f"A batch of {batch_size} images cannot be shared evenly by {count} workers; set batch_size to a multiple "
-            f"of {count}."
+            f"A batch of {batch_size} images cannot be divided evenly among {count} processes; set batch_size to a "
+            f"multiple of {count}."
         )
     return images
 
 
-def nccl_line(error: Exception) -> str | None:
-    """The line of an error that speaks of NCCL; None where none does."""
-    return next((first_line(line) for line in str(error).splitlines() if "nccl" in line.lower()), None)
-
-
-def is_lost_worker(error: Exception, workers: Cluster) -> bool:
-    """Whether an error of a training step says that another worker has ended."""
+def explain(error: Exception, workers: Cluster) -> PipelineError | None:
+    """What an error of a training step says about the other processes; None where it is about something else."""
+    if workers.communication == "nccl":
+        line = next((first_line(line) for line in str(error).splitlines() if "nccl" in line.lower()), None)
+        if line is not None:
+            fix = "if no other process has ended, set communication=ring"
+            return PipelineError(f"NCCL failed ({line}); {fix}.", exit_code=1)
     errors = device.tensorflow().errors
     kinds = (errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError)
-    return workers.count > 1 and isinstance(error, kinds)
+    if workers.count > 1 and isinstance(error, kinds):
+        return PipelineError("Another process of this training has ended.", exit_code=LOST)
+    return None

@@ -1,13 +1,13 @@
-"""The training loop on the device: an epoch is one augmentation launch, a hand-over, and one call of a compiled graph.
+"""The training loop: an epoch is one augmentation launch, a hand-over to TensorFlow, and one call of a compiled graph.
 
     loop = Loop(network, optimizer, policy, mean, std, …)
     for epoch in range(epochs):
         logs = loop.train_epoch(dataset.train, epoch)
-    loop.evaluate(dataset.validation)
+        validation = loop.validate(dataset.validation)
 
 The kernel writes the images in the epoch's order, so the graph only takes slices: nothing but the permutation crosses
-the bus. Where an epoch is larger than the memory set aside for it (or, on a CPU, than a second or so of work), it is
-done in shards of whole batches.
+the bus. An epoch that is larger than the memory reserved for it (on a CPU: than about a second of work) is processed in
+shards of whole batches.
 """
 
 from __future__ import annotations
@@ -28,16 +28,9 @@ from pipeline.train.loss_scale import GradientScaler
 
 SINGLE = Cluster()
 
-
 SHARD_FRACTION_OF_FREE_MEMORY = 0.25
-
-
-CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C is heard
-
-
-EVALUATED_FOR_EACH_TRAINED = 4  # images: without gradients no layer's output is kept
-
-
+CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C takes effect
+EVALUATION_BATCH_FACTOR = 4  # evaluation needs less memory per image, because it stores no layer outputs
 FAST_EVALUATION_BATCH = 256
 
 
@@ -50,13 +43,12 @@ class Loop:
         policy: An `augment` policy for training images.
         mean: Per-channel mean, in units of pixel / 255.
         std: Per-channel standard deviation, same units.
-        batch_size: Images a step; a split smaller than that is one batch.
+        batch_size: Images per step, over all processes; a split smaller than that is one batch.
         seed: Of the permutation and the augmentation.
         label_smoothing: Fraction of the target spread over all classes (Szegedy et al., 2016).
         precision: The dtype policy's name; the images are float16 for the mixed ones, else float32.
-        xla: What XLA compiles: True is the whole graph, "clusters" the operations that it knows, in clusters around
-            those that it does not (custom ones), False nothing.
-        workers: The processes that train together; each takes its share of every batch.
+        xla: What XLA compiles: True is the whole graph, "clusters" all operations except custom ones, False nothing.
+        workers: The processes that train together; each takes an equal part of every batch.
     """
 
     def __init__(
@@ -94,18 +86,18 @@ class Loop:
     def train_epoch(
         self, split: Any, epoch: int, progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
-        """Train on every image of `split` once, except the rest that fills no batch.
+        """Train once on every image of `split`, except the last ones that do not fill a batch.
 
         Args:
-            split: A `datasets.Split`.
-            epoch: From 0; with the seed it decides the order and every random draw.
-            progress: Called after each shard with the images done in it and the mean loss so far.
+            split: A `pipeline.data.dataset.Split`.
+            epoch: From 0; with the seed it determines the order and every random number.
+            progress: Called after each shard with the number of images in it and the mean loss so far.
 
         Returns:
-            ``loss`` and ``accuracy`` over the epoch as it was trained, and ``images_per_second``.
+            ``loss`` and ``accuracy``, measured during the epoch, and ``images_per_second``.
 
         Raises:
-            PipelineError: The loss is not finite any more, or the device's memory is too small.
+            PipelineError: The loss is no longer finite, or the device's memory is too small.
         """
         count = len(split.labels)
         batch = self._batch(count)
@@ -122,7 +114,8 @@ class Loop:
             if progress is not None:
                 progress(size * self.workers.count, loss / done)
         if self.workers.count > 1:
-            loss, correct, done = self._synchronise(loss, correct, done)
+            loss, correct, done = self.workers.total([loss, correct, done], Key.STATISTICS)
+            self._average_moving_statistics()
         seconds = time.perf_counter() - started
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
 
@@ -143,75 +136,87 @@ class Loop:
             )
 
     def _share(self, order: numpy.ndarray, batch: int) -> tuple[numpy.ndarray, int]:
-        """This worker's part of every batch of the epoch's order, and its size."""
+        """This process's part of every batch of the epoch's order, and its size."""
         own = per_worker_batch(batch, self.workers.count)
         batches = order.reshape(-1, batch)[:, self.workers.index * own : (self.workers.index + 1) * own]
         return batches.reshape(-1), own
 
-    def _synchronise(self, *figures: float) -> list[float]:
-        """At the end of an epoch: the workers' figures added, and their moving statistics averaged."""
-        tf = device.tensorflow()
+    def _average_moving_statistics(self) -> None:
         moving = _floats(self.network.non_trainable_variables)
-        means = self.workers.average([tf.constant(figures, tf.float32), *(v.value for v in moving)], Key.STATISTICS)
-        for variable, mean in zip(moving, means[1:], strict=True):
-            variable.assign(mean)
-        return [float(mean) * self.workers.count for mean in means[0]]
-
-    def average_metrics(self, figures: dict[str, Any]) -> dict[str, float]:
-        """The numbers among `evaluate`'s figures, their means over all workers.
-
-        Each worker measures by itself, and kernels chosen apart may round otherwise; what is decided by the figures,
-        early stopping for one, must be decided alike, or one worker would wait for another that has stopped.
-        """
-        numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
-        if self.workers.count == 1:
-            return numbers
-        (means,) = self.workers.average([device.tensorflow().constant(list(numbers.values()))], Key.VALIDATION)
-        return dict(zip(numbers, (float(mean) for mean in means), strict=True))
+        if moving:
+            means = self.workers.average([variable.value for variable in moving], Key.MOVING)
+            for variable, mean in zip(moving, means, strict=True):
+                variable.assign(mean)
 
     def evaluate(self, split: Any) -> dict[str, Any]:
-        """Loss and accuracy without augmentation, and the predicted classes.
+        """Loss and accuracy without augmentation, and the predicted classes, measured by this process alone.
 
         Returns:
-            ``loss``, ``accuracy`` and ``top5`` (floats; the last is the share of images whose class is among the five
-            most probable), ``predictions`` (int32 [N], NumPy).
+            ``loss``, ``accuracy`` and ``top5`` (floats; the last is the fraction of images whose class is among the
+            five most probable), ``predictions`` (int32 [N], NumPy).
+
+        Raises:
+            PipelineError: The split is empty.
         """
-        count = len(split.labels)
+        losses, predictions, correct, top5 = self._measure(split, numpy.arange(len(split.labels), dtype=numpy.int32))
+        return {
+            "loss": float(losses.mean()),
+            "accuracy": float(correct.mean()),
+            "top5": float(top5.mean()),
+            "predictions": predictions,
+        }
+
+    def validate(self, split: Any) -> dict[str, float]:
+        """``loss``, ``accuracy`` and ``top5`` of `evaluate`, each process measuring an equal part of the split.
+
+        All processes get the same numbers, so that early stopping stops all of them in the same epoch.
+        """
+        count, workers = len(split.labels), self.workers
+        if workers.count == 1:
+            return {name: value for name, value in self.evaluate(split).items() if name != "predictions"}
+        size = -(-count // workers.count)
+        own = numpy.arange(workers.index * size, (workers.index + 1) * size, dtype=numpy.int32)
+        inside = own < count  # the last part may be shorter; its graph is the same
+        losses, _, correct, top5 = self._measure(split, numpy.where(inside, own, 0))
+        sums = [float(values[inside].sum()) for values in (losses, correct, top5)]
+        return {
+            name: value / count
+            for name, value in zip(("loss", "accuracy", "top5"), workers.total(sums, Key.VALIDATION), strict=True)
+        }
+
+    def _measure(self, split: Any, order: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
+        """Of the images at `order` (int32 [M]): loss, predicted class, and whether it or one of five is correct."""
+        count = len(order)
         if count == 0:
             raise PipelineError("There are no images to evaluate on; this split is empty.")
-        faster = min(EVALUATED_FOR_EACH_TRAINED * self.batch_size, FAST_EVALUATION_BATCH)
+        faster = min(EVALUATION_BATCH_FACTOR * self.batch_size, FAST_EVALUATION_BATCH)
         batch = min(max(self.batch_size, faster), count)
-        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # the last batch is filled up with image 0
-        padded[:count] = numpy.arange(count)
+        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # image 0 fills the last batch
+        padded[:count] = order
         shards = []
         for images, labels in self._shards(split, padded, batch, self.normalise_only, 0):
             figures = self._guarded(self._evaluate_steps, images, labels)
             shards.append([device.to_numpy(figure).reshape(-1) for figure in figures])
         losses, predicted, ranks = (numpy.concatenate(figures)[:count] for figures in zip(*shards, strict=True))
-        return {
-            "loss": float(losses.mean()),
-            "accuracy": float((predicted == device.to_numpy(split.labels)).mean()),
-            "top5": float((ranks < 5).mean()),
-            "predictions": predicted,
-        }
+        return losses, predicted, predicted == device.to_numpy(split.labels)[order], ranks < 5
 
     @property
     def variables(self) -> list[Any]:
-        """Everything a checkpoint must hold: the network's, the optimizer's and the loss scale's variables."""
+        """What a checkpoint contains: the variables of the network, of the optimizer and of the loss scale."""
         return [*self.network.variables, *self.optimizer.variables, *self._scaler.variables]
 
     def sync_initial_state(self) -> None:
-        """All workers begin with the first one's weights, and each with random draws of its own (dropout, stochastic
-        depth); alone it does nothing.
+        """Give all processes the weights of the first one, and each its own random numbers (dropout, stochastic depth).
 
-        Only the first one's draws are in the checkpoints, so a resumed training calls this after loading one.
+        Checkpoints contain only the random state of the first process, so a resumed training calls this after loading
+        one.
         """
         if self.workers.count == 1:
             return
         self.workers.broadcast(_floats(self.variables))
         tf = device.tensorflow()
         for variable in self.network.non_trainable_variables:
-            if "seed_generator" in variable.path:  # its seed, and how many draws it has made
+            if "seed_generator" in variable.path:  # the seed and the number of draws
                 variable.assign(variable.value + tf.constant([self.workers.index, 0], variable.value.dtype))
 
     def learning_rate(self) -> float:
@@ -225,7 +230,7 @@ class Loop:
         xp = device.xp()
         steps = len(order) // batch
         bytes_a_step = batch * math.prod(split.images.shape[1:]) * numpy.dtype(self.dtype).itemsize
-        if (steps, bytes_a_step) not in self._shard_steps:  # once: another size would be another graph to compile
+        if (steps, bytes_a_step) not in self._shard_steps:  # once: another size would compile another graph
             fitting = max(1, int(device.free_memory() * SHARD_FRACTION_OF_FREE_MEMORY) // bytes_a_step)
             self._shard_steps[steps, bytes_a_step] = min(fitting, steps if device.has_gpu() else CPU_STEPS_PER_SHARD)
         shard_steps = self._shard_steps[steps, bytes_a_step]
@@ -243,7 +248,7 @@ class Loop:
             yield shard
 
     def _guarded(self, graph: Any, *inputs: Any) -> Any:
-        # The graph is traced in its first call; what XLA compiles as a whole must not hold a custom operation.
+        # The graph is traced in its first call; a graph that XLA compiles must not contain a custom operation.
         ways = {True: ops.without_custom_operations, "clusters": _clustered, False: contextlib.nullcontext}
         try:
             with ways[self.xla](), self._memory_sentence():
@@ -251,7 +256,9 @@ class Loop:
         except device.tensorflow().errors.UnimplementedError as error:
             if not self.xla:
                 raise
-            raise PipelineError(f"XLA cannot compile this network here ({first_line(error)}); set xla=false.") from None
+            raise PipelineError(
+                f"XLA cannot compile this network here ({first_line(error)}); set xla=false."
+            ) from error
 
     def _memory_sentence(self) -> contextlib.AbstractContextManager[None]:
         return device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images")
@@ -259,7 +266,7 @@ class Loop:
 
 @contextlib.contextmanager
 def _clustered() -> Iterator[None]:
-    """TensorFlow gives XLA what it can of the graphs that run meanwhile (auto-clustering, on a GPU only)."""
+    """Auto-clustering inside the block: XLA compiles the parts of a graph that it can (on a GPU only)."""
     optimizer = device.tensorflow().config.optimizer
     before = optimizer.get_jit()
     optimizer.set_jit("autoclustering")
@@ -290,20 +297,22 @@ def cross_entropy(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> 
 def _training_graph(
     network: Any, optimizer: Any, scaler: GradientScaler, label_smoothing: float, xla: bool, workers: Cluster
 ) -> Callable:
-    """A graph that takes one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
+    """A graph that does one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
-    Alone, XLA compiles the whole loop. With other workers it compiles the two halves of a step, because its sum does
-    not reach other processes (docs/decisions.md).
+    With one process, XLA compiles the whole loop. With several it compiles the two halves of a step, because XLA's sum
+    does not reach other processes (docs/decisions.md).
 
     Returns the sum of the losses and the number of correct images, float32 scalars.
     """
     tf = device.tensorflow()
     variables = network.trainable_variables
     optimizer.build(variables)
+    moving = _floats(network.non_trainable_variables)
     alone = workers.count == 1
 
     @tf.function(jit_compile=xla and not alone)
     def gradients_of(images: Any, labels: Any) -> Any:
+        before = [variable.value for variable in moving] if scaler.variables else []
         with tf.GradientTape() as tape:
             logits = network(images, training=True)
             loss = tf.reduce_mean(cross_entropy(tf, logits, labels, label_smoothing))
@@ -313,19 +322,19 @@ def _training_graph(
         images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
         gradients = tape.gradient(scaled, variables)
         sums = loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
-        return gradients if alone else workers.pack(gradients), *sums
+        return gradients if alone else workers.pack(gradients), before, *sums
 
     @tf.function(jit_compile=xla and not alone)
-    def update(gradients: Any) -> None:
+    def update(gradients: Any, moving_before: Any) -> None:
         gradients = gradients if alone else workers.unpack(gradients / workers.count, variables)
-        optimizer.apply(scaler.unscale_and_clip(gradients), variables)
+        scaler.apply(optimizer, gradients, variables, moving, moving_before)
 
     @tf.function(jit_compile=xla and alone)
     def train_steps(images: Any, labels: Any) -> Any:
         total, correct = tf.constant(0.0), tf.constant(0.0)
         for step in tf.range(tf.shape(images)[0]):
-            gradients, loss, hits = gradients_of(images[step], labels[step])
-            update(gradients if alone else workers.all_reduce(gradients, Key.GRADIENTS))
+            gradients, moving_before, loss, hits = gradients_of(images[step], labels[step])
+            update(gradients if alone else workers.all_reduce(gradients, Key.GRADIENTS), moving_before)
             total, correct = total + loss, correct + hits
         return total, correct
 
@@ -333,8 +342,8 @@ def _training_graph(
 
 
 def _evaluation_graph(network: Any, label_smoothing: float, xla: bool) -> Callable:
-    """A graph that gives for each image the loss (float32 [S, B]), the predicted class (int32 [S, B]) and how many
-    classes are more probable than the true one (int32 [S, B])."""
+    """A graph that returns for each image the loss (float32 [S, B]), the predicted class (int32 [S, B]) and the number
+    of classes that are more probable than the true one (int32 [S, B])."""
     tf = device.tensorflow()
 
     @tf.function(jit_compile=xla)

@@ -1,23 +1,24 @@
-"""Loss scaling and gradient clipping."""
+"""Loss scaling and gradient clipping, without a branch at which the GPU would wait for the host."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.core import device
 
 
 class GradientScaler:
-    """Loss scaling and clipping of gradients, together one factor on them.
+    """Applies gradients to the variables, after clipping and, with float16, after undoing the loss scale.
 
     With float16 activations the loss is multiplied by a scale, so that small gradients do not vanish (Micikevicius et
-    al., Mixed Precision Training, 2018); it halves when a gradient overflows and doubles after `GROWTH_STEPS` steps
-    without an overflow. The gradients of a step that overflowed become zero. Keras's `LossScaleOptimizer` branches
-    instead, and at a branch the GPU waits for the host in every step.
+    al., Mixed Precision Training, 2018). A step whose gradients overflow changes nothing but the scale, which halves;
+    after `GROWTH_STEPS` steps without an overflow it doubles. Keras's `LossScaleOptimizer` skips such a step by a
+    branch, at which the GPU waits for the host in every step; here each variable selects its old or its new value.
 
     Args:
-        optimizer: A Keras optimizer; its `global_clipnorm` is taken over from it.
-        precision: The dtype policy's name; only ``mixed_float16`` scales the loss.
+        optimizer: A Keras optimizer; its `global_clipnorm` is moved here.
+        precision: Name of the dtype policy; only ``mixed_float16`` scales the loss.
     """
 
     GROWTH_STEPS = 2000
@@ -28,7 +29,7 @@ class GradientScaler:
         import keras
 
         self.clip_norm, optimizer.global_clipnorm = optimizer.global_clipnorm, None
-        self.variables: list[Any] = []  # float32: TensorFlow keeps int32 variables in the host's memory
+        self.variables: list[Any] = []  # float32: TensorFlow keeps int32 variables in host memory
         if precision == "mixed_float16":
             self.scale = keras.Variable(self.START, trainable=False, dtype="float32", name="loss_scale")
             self.good_steps = keras.Variable(0.0, trainable=False, dtype="float32", name="steps_since_overflow")
@@ -38,21 +39,49 @@ class GradientScaler:
         """The loss to differentiate, a float32 scalar."""
         return loss * self.scale.value if self.variables else loss
 
-    def unscale_and_clip(self, gradients: list[Any]) -> list[Any]:
-        """The gradients of the unscaled loss, clipped; zeros where any of them overflowed."""
-        if not self.variables and self.clip_norm is None:
-            return gradients
-        tf = device.tensorflow()
-        norm = tf.linalg.global_norm(gradients)
+    def apply(
+        self,
+        optimizer: Any,
+        gradients: list[Any],
+        variables: Sequence[Any],
+        moving: Sequence[Any] = (),
+        moving_before: Sequence[Any] = (),
+    ) -> None:
+        """Do one optimisation step.
+
+        Args:
+            optimizer: The Keras optimizer.
+            gradients: Of the scaled loss.
+            variables: The variables of the gradients, in the same order.
+            moving: Variables that the forward pass has updated already, such as the statistics of normalisation.
+            moving_before: The values of `moving` before the forward pass.
+        """
         if not self.variables:
-            factor = self._clipping(norm)
-            return [gradient * factor for gradient in gradients]
-        scale, steps = self.scale.value, self.good_steps.value + 1.0
+            optimizer.apply(self._clip(gradients), variables)
+            return
+        tf = device.tensorflow()
+        changed = [*variables, *optimizer.variables, *moving]
+        before = [*(v.value for v in variables), *(v.value for v in optimizer.variables), *moving_before]
+        gradients, finite = self._unscale_and_clip(gradients)
+        optimizer.apply(gradients, variables)
+        for variable, old in zip(changed, before, strict=True):
+            variable.assign(tf.where(finite, variable.value, old))
+
+    def _clip(self, gradients: list[Any]) -> list[Any]:
+        if self.clip_norm is None:
+            return gradients
+        factor = self._clipping(device.tensorflow().linalg.global_norm(gradients))
+        return [gradient * factor for gradient in gradients]
+
+    def _unscale_and_clip(self, gradients: list[Any]) -> tuple[list[Any], Any]:
+        """The clipped gradients of the unscaled loss, and whether all are finite; updates the scale."""
+        tf = device.tensorflow()
+        norm, scale, steps = tf.linalg.global_norm(gradients), self.scale.value, self.good_steps.value + 1.0
         finite, grow = tf.math.is_finite(norm), steps >= self.GROWTH_STEPS
         factor = tf.where(finite, self._clipping(norm / scale) / scale, 0.0)
         self.scale.assign(tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale / 2.0, 1.0)))
         self.good_steps.assign(tf.where(tf.logical_and(finite, tf.logical_not(grow)), steps, 0.0))
-        return [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients]
+        return [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients], finite
 
     def _clipping(self, norm: Any) -> Any:
         """The factor that brings a norm down to `clip_norm` (Pascanu et al., 2013)."""

@@ -1,27 +1,25 @@
-"""Optimizers and learning-rate schedules by name, from the configuration, and the scaling of losses and gradients."""
+"""Optimizers and learning-rate schedules by name, from the settings."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
+from pipeline.core.settings import OptimizerSettings
 
 OPTIMIZERS = ("sgd", "adam")
+START_DIVISOR = 25.0  # the learning rate starts at its peak divided by this
+END_DIVISOR = 1e3  # and ends at its peak divided by this
 
 
-START_DIVISOR = 25.0  # the learning rate starts at this fraction of its peak
-
-
-END_DIVISOR = 1e3  # and ends at this one
-
-
-def build(options: dict[str, Any], *, schedule: str, warmup: float, total_steps: int) -> Any:
+def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_steps: int) -> Any:
     """A Keras optimizer whose learning rate follows a schedule over `total_steps`.
 
     Args:
-        options: ``name`` (sgd or adam), ``learning_rate`` (the peak), ``weight_decay`` (decoupled, Loshchilov and
+        settings: ``name`` (sgd or adam), ``learning_rate`` (the peak), ``weight_decay`` (decoupled, Loshchilov and
             Hutter, 2019; not applied to biases and normalisation), and for sgd ``momentum`` and ``nesterov``.
         schedule: ``one_cycle`` (Smith, 2018: linear up, linear down), ``cosine`` (linear up, then Loshchilov and
             Hutter, 2017, without restarts) or ``constant``.
@@ -34,22 +32,22 @@ def build(options: dict[str, Any], *, schedule: str, warmup: float, total_steps:
     device.tensorflow()
     import keras
 
-    options = dict(options)
-    name, peak = options.pop("name"), float(options.pop("learning_rate"))
+    options = settings.model_dump(exclude={"name", "learning_rate"}, exclude_unset=True, exclude_none=True)
+    name, peak = settings.name, settings.learning_rate
     if name not in OPTIMIZERS:
-        raise PipelineError(f"There is no optimizer {name!r}; known ones: {', '.join(OPTIMIZERS)}.")
+        raise PipelineError(f"There is no optimizer {name!r}; known names: {', '.join(OPTIMIZERS)}.")
     rate = peak if schedule == "constant" else schedule_class()(peak, schedule, warmup, total_steps)
     try:
         optimizer = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[name](rate, **options)
     except (TypeError, ValueError) as error:
-        raise PipelineError(f"The optimizer {name} does not take these options ({error}).") from None
+        raise PipelineError(f"The optimizer {name} does not accept the options {options} ({error}).") from error
     if optimizer.weight_decay is not None:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
 def rate_at(step: float, peak: float, schedule: str, warmup: float, total_steps: int) -> float:
-    """The learning rate at a step, as a plain number; the reference for the graph below and the notebook's plot."""
+    """The learning rate at a step as a Python number: the reference for the graph below, and for plots."""
     rise = warmup * total_steps
     if step < rise:
         return peak * (1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * step / rise)
@@ -58,14 +56,9 @@ def rate_at(step: float, peak: float, schedule: str, warmup: float, total_steps:
     return peak * max(fall, 1 / END_DIVISOR)
 
 
-_class: Any = None
-
-
+@functools.cache
 def schedule_class() -> Any:
-    """The Keras schedule class of `rate_at`; made on first use, because Keras is imported as late as possible."""
-    global _class
-    if _class is not None:
-        return _class
+    """The Keras schedule of `rate_at`; a function, because Keras is imported as late as possible."""
     tf = device.tensorflow()
     import keras
 
@@ -88,5 +81,4 @@ def schedule_class() -> Any:
         def get_config(self) -> dict[str, Any]:
             return {k: getattr(self, k) for k in ("peak", "shape", "warmup", "total_steps")}
 
-    _class = WarmupDecay
-    return _class
+    return WarmupDecay

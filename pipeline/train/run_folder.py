@@ -1,154 +1,141 @@
-"""The run folder during training: lock, resume, save, clean up."""
+"""The run folder during training: lock it, resume from it, save into it, and explain the errors that end a training."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
-import fcntl
 import io
 import os
 import shlex
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import runs
-from pipeline.core import config, files
+from pipeline.core import cli, device, files
 from pipeline.core.errors import PipelineError
+from pipeline.core.settings import Settings
 from pipeline.train import checkpoints, cluster
 from pipeline.train.loop import SINGLE, Loop
-from pipeline.train.setup import (
-    resolve_precision,
-)
+from pipeline.train.setup import build_deployable
 
 LOGS = Path("logs")
 
-
-PER_SESSION_SETTINGS = ("cluster", "communication")  # settings that a resumed run takes anew
-
-
-PER_MACHINE_SETTINGS = (
-    "name",
-    "resume",
-    "data_dir",
-    "data_digest",
-    "tracker",
-)  # settings that need not be alike for workers
+# Settings that may differ between the processes of one training, and those of the dataset.
+PER_MACHINE_SETTINGS = {"name", "resume", "data_dir", "data_digest", "tracker", "cluster"}
+PER_DISK_SETTINGS = {"data_dir", "cache_dir", "progress"}
 
 
-PER_DISK_SETTINGS = ("data_dir", "cache_dir", "progress")  # and those of the data set
-
-
-def config_fingerprint(
-    loop: Loop, settings: dict[str, Any], dataset: Any, progress: checkpoints.Progress
-) -> dict[str, str]:
-    """All that workers must have in common to train one network, as text by its name in a sentence.
-
-    Args:
-        settings: From `keep_settings`, with the precision that was chosen.
-    """
-    kept = {
-        key: value
-        for key, value in settings.items()
-        if key not in PER_SESSION_SETTINGS and key not in PER_MACHINE_SETTINGS
-    }
-    of_the_data = {key: value for key, value in kept.pop("dataset").items() if key not in PER_DISK_SETTINGS}
-    return {
-        **{key: repr(value) for key, value in sorted(kept.items())},
-        "dataset": repr(of_the_data),
-        "communication": loop.workers.communication,
-        "xla": repr(loop.xla),
-        "the data set's images": dataset.digest,
-        "finished epochs": str(progress.epoch),
-    }
-
-
-def resume_settings(settings: dict[str, Any]) -> dict[str, Any]:
+def resume_settings(settings: Settings) -> Settings:
     """The settings of the run that ``resume`` names; without it, `settings` as they are.
 
     Raises:
         PipelineError: There is no such run, or it is finished.
     """
-    if settings["resume"] is None:
+    if settings.resume is None:
         return settings
-    folder = Path(settings["resume"])
+    folder = Path(settings.resume)
     folder = folder if (folder / "config.yaml").is_file() else runs.RUNS / folder
     if not (folder / "config.yaml").is_file():
-        raise PipelineError(f"There is no run to go on with in {settings['resume']} (no config.yaml in it).")
+        raise PipelineError(f"There is no run to resume in {settings.resume} (no config.yaml in it).")
     folder = folder.resolve()
-    whole = (folder / "model.keras").is_file() and (folder / "metrics.json").is_file()
-    if whole and "test_accuracy" in runs.Run(folder).metrics:
+    run = runs.Run(folder)
+    finished = (folder / "model.keras").is_file() and (folder / "metrics.json").is_file()
+    if finished and "test_accuracy" in run.metrics:
         raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
-    here = {key: settings[key] for key in PER_SESSION_SETTINGS}
-    kept = config.check({**runs.Run(folder).config, **here, "resume": str(folder)})
-    if settings["data_dir"] is not None:
-        kept["dataset"]["data_dir"] = settings["data_dir"]
-    return kept
+    saved = run.config
+    update = {"resume": str(folder), "cluster": settings.cluster, "communication": settings.communication}
+    update["name"] = os.path.relpath(folder, runs.RUNS.resolve())
+    if update["name"].startswith(".."):
+        update["name"] = folder.name
+    if settings.xla != "auto":
+        update["xla"] = settings.xla
+    if settings.data_dir is not None:
+        update["dataset"] = saved.dataset.model_copy(update={"data_dir": settings.data_dir})
+    return saved.model_copy(update=update)
 
 
 @contextlib.contextmanager
-def lock_run_dir(settings: dict[str, Any], workers: cluster.Cluster = SINGLE) -> Iterator[Path]:
-    """The run's folder, held with a lock for as long as the block runs, so that no second run writes into it.
+def open_run_dir(settings: Settings, workers: cluster.Cluster = SINGLE) -> Iterator[Path]:
+    """The run's folder for the duration of a training.
 
-    With several workers the first one holds it, on a file system that all of them see.
+    One process locks it; of several training processes, the first one does, on a file system that all of them see. A
+    training that ends before its first epoch leaves no folder, so that the name can be used again.
 
     Raises:
-        PipelineError: Another run has the name, or is writing there now.
+        PipelineError: Another run has the name or is writing there now, or the training was stopped by Ctrl-C, the
+            disk or the loss of another process; the message says how to resume.
     """
-    if workers.count > 1 and settings["name"] is None:
-        raise PipelineError("Several workers need name=…, so that all of them use one run folder.")
-    if not workers.is_chief:
-        yield Path(settings["resume"] or runs.RUNS / settings["name"])
-        return
-    if settings["resume"] is not None:
-        folder = Path(settings["resume"])
-    else:
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = runs.RUNS / (settings["name"] or f"{stamp}-{settings['dataset']['name']}-{settings['model']['name']}")
+    folder = Path(settings.resume) if settings.resume else runs.RUNS / settings.name
+    lock = _locked(folder, settings) if workers.is_chief else contextlib.nullcontext()
+    with _explained_errors(folder, workers), lock, cli.interrupts():
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, settings: Settings) -> Iterator[None]:
+    import filelock
+
+    lock, logs = filelock.FileLock(folder / ".lock", timeout=0), LOGS / settings.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise files.disk_error(folder, error) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PipelineError(
-                f"Another process is writing to {folder}; wait for it, or choose another name=…."
-            ) from None
-        if settings["resume"] is None and (folder / "config.yaml").exists():
-            raise PipelineError(f"{folder} holds a run already; choose another name=…, or resume={folder}.")
-        keeps, logs = settings["resume"] is not None, LOGS / run_name(folder)
-        ours = [folder / "checkpoints", folder / "wandb", *([] if logs.exists() else [logs])]
+        lock.acquire()
+    except filelock.Timeout as error:
+        message = f"Another process is writing to {folder}; wait for it, or choose another name=…."
+        raise PipelineError(message) from error
+    try:
+        if settings.resume is None and (folder / "config.yaml").exists():
+            raise PipelineError(f"{folder} contains a run already; choose another name=…, or resume={folder}.")
+        made = [folder / "checkpoints", folder / "wandb", *([] if logs.exists() else [logs])]
         try:
             runs.check_latest()
             (folder / "checkpoints").mkdir(exist_ok=True)
             logs.mkdir(parents=True, exist_ok=True)
-            yield folder
-            keeps = True
-        except PipelineError as error:
-            keeps = keeps or (error.exit_code == 130 and (folder / "config.yaml").exists())  # Ctrl-C: it can go on
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt) and (folder / "config.yaml").exists()
+            if settings.resume is None and not stopped and not has_checkpoint(folder):
+                cleanup(folder, made)
             raise
-        except OSError as error:  # whatever part met a full disk, the sentence is the same
-            place = Path(error.filename or folder)
-            inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
-            if inside or files.is_full(error):
-                raise with_resume_hint(files.disk_error(place, error), folder) from None
-            raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from None
-        except Exception as error:  # TensorFlow's writers, TensorBoard's among them, have errors of their own
-            if files.is_full(error):
-                raise with_resume_hint(files.disk_error(logs, error), folder) from None
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _explained_errors(folder: Path, workers: cluster.Cluster) -> Iterator[None]:
+    """Errors that end a training, as `PipelineError` with the command that resumes it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not (folder / "config.yaml").exists():
             raise
-        finally:
-            if not keeps and not has_checkpoint(folder):
-                cleanup(folder, ours)
+        raise PipelineError(f"Stopped by {cli.stopped_by(stop)}. {resume_hint(folder)}", 130) from stop
+    except files.DiskError as error:
+        raise _with_resume_hint(error, folder) from error
+    except (PipelineError, BrokenPipeError):
+        raise
+    except OSError as error:
+        place = Path(error.filename or folder)
+        inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
+        if files.is_full(error) or (inside and error.filename):
+            raise _with_resume_hint(files.disk_error(place, error), folder) from error
+        if error.filename is None:
+            raise
+        raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from error
+    except Exception as error:  # TensorFlow has its own errors for a full disk, NCCL and a lost connection
+        if files.is_full(error):
+            raise _with_resume_hint(files.disk_error(LOGS, error), folder) from error
+        failed = cluster.explain(error, workers)
+        if failed is None:
+            raise
+        hint = resume_hint(folder) if has_checkpoint(folder) else "No epoch was finished; start it again."
+        raise PipelineError(f"{failed} {hint}", failed.exit_code) from error
 
 
 def cleanup(folder: Path, made: Sequence[Path]) -> None:
-    """Remove what a run that finished no epoch has made, so that its name can be taken again."""
+    """Remove what a run that finished no epoch has made, so that its name can be used again."""
     with contextlib.suppress(OSError):
         for name in ("config.yaml", ".lock"):
             (folder / name).unlink(missing_ok=True)
@@ -161,35 +148,34 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("epoch-*.npz"))
 
 
-def with_resume_hint(error: files.DiskError, folder: Path) -> files.DiskError:
-    """The error with how to go on, where there is something to go on with."""
+def resume_hint(folder: Path) -> str:
+    command = os.environ.get(cluster.LAUNCHER, "python -m pipeline.train")
+    start = "Finished epochs are saved; resume" if has_checkpoint(folder) else "Resume"
+    return f"{start} with: {command} resume={shlex.quote(os.path.relpath(folder))}"
+
+
+def _with_resume_hint(error: files.DiskError, folder: Path) -> files.DiskError:
     return files.DiskError(f"{error} {resume_hint(folder)}") if has_checkpoint(folder) else error
 
 
-def save_config(
-    folder: Path, settings: dict[str, Any], dataset: Any, workers: cluster.Cluster = SINGLE
-) -> dict[str, Any]:
-    """Write `config.yaml`, or on resuming check that the data is still what the run began with."""
+def save_config(folder: Path, settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> None:
+    """Write `config.yaml`; on resuming, check that the data is still the same instead."""
     from omegaconf import OmegaConf
 
-    if settings["resume"] is not None:
-        if settings["data_digest"] != dataset.digest:
-            raise PipelineError(f"The data set has changed since {folder.name} began; start a new run.")
-        return settings
-    where = settings["dataset"].get("data_dir")
-    settings = {
-        **settings,
-        "name": run_name(folder),
-        "data_digest": dataset.digest,
-        "precision": resolve_precision(settings["precision"]),  # what auto meant here: a checkpoint fits no other
-    }
-    settings["dataset"] = {
-        **settings["dataset"],
-        "data_dir": str(Path(where).expanduser().resolve()) if where else None,
-    }
-    if workers.is_chief:
-        files.write(folder / "config.yaml", OmegaConf.to_yaml(settings).encode())
-    return settings
+    if settings.resume is not None:
+        if settings.data_digest != dataset.digest:
+            raise PipelineError(f"The dataset has changed since {folder.name} was started; start a new run.")
+    elif workers.is_chief:
+        content = {**settings.plain(), "data_digest": dataset.digest}
+        files.write(folder / "config.yaml", OmegaConf.to_yaml(content).encode())
+
+
+def config_fingerprint(settings: Settings, dataset: Any, progress: checkpoints.Progress) -> dict[str, str]:
+    """All that the processes of one training must have in common, as text by its name in an error message."""
+    common = settings.model_dump(exclude=PER_MACHINE_SETTINGS)
+    common["dataset"] = settings.dataset.model_dump(exclude=PER_DISK_SETTINGS)
+    common |= {"images of the dataset": dataset.digest, "finished epochs": progress.epoch}
+    return {key: repr(value) for key, value in sorted(common.items())}
 
 
 def save_epoch(
@@ -215,12 +201,37 @@ def save_epoch(
     files.write(folder / "history.csv", text.getvalue().encode())
 
 
-def run_name(folder: Path) -> str:
-    """A run's name: its folder below ``runs/``, NAME or for a multirun's job SWEEP/JOB."""
-    return os.path.relpath(folder, runs.RUNS)
+def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:
+    """Write the model card, `metrics.json` and the model, and point ``runs/latest`` here.
 
-
-def resume_hint(folder: Path) -> str:
-    finished = "Finished epochs are kept; go" if has_checkpoint(folder) else "Go"
-    command = os.environ.get(cluster.LAUNCHER, "python -m pipeline.train")
-    return f"{finished} on with: {command} resume={shlex.quote(os.path.relpath(folder))}"
+    In this order, so that a run with a model has everything that others read; after a kill in between, ``resume=``
+    repeats it.
+    """
+    card = runs.ModelCard(
+        name=settings.name,
+        model=settings.model.name,
+        dataset=dataset.name,
+        class_names=list(dataset.class_names),
+        input_shape=tuple(dataset.image_shape),
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+        precision=settings.precision,
+        parameters=loop.network.count_params(),
+        data_digest=dataset.digest,
+        versions=device.describe(),
+    )
+    card.write(folder / "model_card.json")
+    speeds = [logs["images_per_second"] for logs in progress.history]
+    training = {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "validation_accuracy": progress.history[progress.best_epoch - 1]["val_accuracy"],
+        "train_seconds": progress.seconds,
+        "images_per_second": statistics.median(speeds[1:] or speeds),  # the first epoch includes the compilation
+        "history": progress.history,
+    }
+    files.write_json(folder / "metrics.json", training)
+    with files.atomic_write(folder / "model.keras") as temporary:
+        build_deployable(loop, settings, dataset).save(temporary)
+    runs.set_latest(folder)
+    return runs.Run(folder.resolve())

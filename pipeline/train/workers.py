@@ -1,9 +1,7 @@
-"""Several processes of this machine train one network, a GPU each: ``python -m pipeline.workers COUNT OVERRIDES…``
+"""Several training processes on one machine, each with its own GPU: ``python -m pipeline.workers COUNT OVERRIDES…``
 
-python -m pipeline.workers 2 dataset=cifar10 data_dir=DATA model=resnet18 batch_size=256 name=pair
-
-It starts `python -m pipeline.train cluster=environment` COUNT times, each with its own GPU and the description of all
-of them (``TF_CONFIG``), and waits. Without a GPU the processes share the cores. On a cluster take scripts/slurm.sh.
+It starts `python -m pipeline.train cluster=environment` COUNT times and waits. Each process gets the description of all
+of them (``TF_CONFIG``). Without a GPU the processes share the cores. On a cluster use scripts/slurm.sh.
 """
 
 from __future__ import annotations
@@ -29,29 +27,26 @@ from pipeline.core import cli, config, device
 from pipeline.core.errors import PipelineError
 from pipeline.train import cluster
 
-SECONDS_TO_FOLLOW = 20  # what stops one worker stops the others, each by itself; inside NCCL it takes a lost heartbeat
-
-
-SECONDS_TO_STOP = 10  # after a polite kill: who waits for another worker inside TensorFlow does not hear it
-
-
-PORTS = range(20000, 32768)  # below those that Linux hands out by itself
-
-
+SECONDS_TO_FOLLOW = 20  # what stops one process stops the others by itself; inside NCCL only after a lost heartbeat
+SECONDS_TO_STOP = 10  # after SIGTERM: a process that waits for another one inside TensorFlow does not react to it
+PORTS = range(20000, 32768)  # below those that Linux assigns itself
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def environments(count: int) -> list[dict[str, str]]:
-    """What tells each of `count` workers who it is and which GPU is its own: ``TF_CONFIG``, ``CUDA_VISIBLE_DEVICES``.
+    """The variables that give each of `count` processes its number and its GPU (TF_CONFIG, CUDA_VISIBLE_DEVICES).
 
     Raises:
-        PipelineError: There are GPUs, but fewer than workers.
+        PipelineError: There are GPUs, but fewer than processes.
     """
     gpus = device.gpu_count()
     if gpus and count > gpus:
-        raise PipelineError(f"{count} workers need a GPU each, and this machine has {gpus}; set PIPELINE_DEVICE=cpu.")
+        raise PipelineError(
+            f"{count} training processes need one GPU each, and this machine has {gpus}; start {gpus}, or set "
+            "PIPELINE_DEVICE=cpu."
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(gpu) for gpu in range(gpus))).split(",")
-    addresses = [f"localhost:{port}" for port in _free_ports(count)]
+    addresses = [f"localhost:{port}" for port in free_ports(count)]
     described = [
         {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})}
         for index in range(count)
@@ -62,8 +57,8 @@ def environments(count: int) -> list[dict[str, str]]:
     return described
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, and that Linux hands to nobody else before the workers take them."""
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that are free now and that Linux assigns to no other program before they are used."""
     free: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         if len(free) == count:
@@ -75,30 +70,31 @@ def _free_ports(count: int) -> list[int]:
 
 
 def start(count: int, overrides: Sequence[str]) -> int:
-    """Train with `count` workers and wait for them; the first one speaks for all, unless another one fails.
+    """Train with `count` processes and wait for them; only the first one prints, unless another one fails.
 
     Args:
+        count: Number of processes.
         overrides: As for `python -m pipeline.train`; without ``name=`` or ``resume=`` the time names the run.
 
     Returns:
-        0, 130 after Ctrl-C or a polite kill, or the exit code of the worker that failed; the others are stopped then.
+        0, 130 after Ctrl-C or SIGTERM, or the exit code of the process that failed; the others are stopped then.
 
     Raises:
-        PipelineError: A bad override, ``cluster=`` among them, too few GPUs, or a worker ended without a word.
+        PipelineError: A bad override, ``cluster=`` among them, too few GPUs, or a process was killed.
     """
     settings = config.compose(overrides)
-    if settings["cluster"] != "none":
-        raise PipelineError("The workers of one machine find each other; leave out cluster=.")
-    if settings["resume"] is None:
-        cluster.per_worker_batch(settings["batch_size"], count)
-    name = settings["resume"] or settings["name"]
+    if settings.cluster != "none":
+        raise PipelineError(f"The processes of one machine find each other; leave out cluster={settings.cluster}.")
+    if settings.resume is None:
+        cluster.per_worker_batch(settings.batch_size, count)
+    name = settings.resume or settings.name
     if name is None:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-workers"
         overrides = [*overrides, f"name={name}"]
     command = [sys.executable, "-m", "pipeline.train", *overrides, "cluster=environment"]
     die_with_me = functools.partial(ctypes.CDLL(None).prctl, PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
-    with contextlib.ExitStack() as held:
-        problems = [held.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        problems = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         workers: list[subprocess.Popen[Any]] = []
         try:
             for index, environment in enumerate(environments(count)):
@@ -106,43 +102,44 @@ def start(count: int, overrides: Sequence[str]) -> int:
                 silent = {"stdout": subprocess.DEVNULL, "stderr": problems[index]} if index else {}
                 workers.append(subprocess.Popen(command, env=environment, preexec_fn=die_with_me, **silent))
             codes = _wait(workers)
-        except KeyboardInterrupt as asked:
-            if not asked.args:  # of a terminal's Ctrl-C every process has heard itself
+        except KeyboardInterrupt as stopped:
+            if not stopped.args:  # every process has received a terminal's Ctrl-C itself
                 _end_within(SECONDS_TO_FOLLOW, workers)
             stop(workers)
-            if workers and workers[0].returncode == 130:  # it has said how to go on
+            if workers and workers[0].returncode == 130:  # it has printed how to resume
                 return 130
             raise PipelineError(
-                f"Stopped by {cli.stopped_by(asked)}. If an epoch was finished, go on with: "
+                f"Stopped by {cli.stopped_by(stopped)}. If an epoch was finished, resume with: "
                 f"python -m pipeline.workers {count} resume={shlex.quote(name)}",
                 exit_code=130,
-            ) from None
+            ) from stopped
         stop(workers)
         return _verdict(codes, problems)
 
 
 def _verdict(codes: Sequence[int | None], problems: Sequence[Any]) -> int:
-    """The exit code of all workers, from those of the ones that ended by themselves; says what the first does not.
+    """The exit code of the training; prints the error output of the process that failed first.
 
     Args:
-        codes: Exit code of each worker; None for one that had to be stopped.
-        problems: What each wrote to standard error, as open files.
+        codes: Exit code of each process; None for one that had to be stopped.
+        problems: Standard error of each, as open files.
     """
-    if codes[0] == 0:  # the run is finished, whatever became of the others
+    if codes[0] == 0:  # the run is finished, whatever happened to the others
         return 0
     causes = [index for index, code in enumerate(codes) if code not in (0, None, cluster.LOST)]
     if not causes:
         return 1
-    failed = min(causes, key=lambda index: codes[index] > 0)  # who was killed first: the others have failed of it
+    failed = min(causes, key=lambda index: codes[index] > 0)  # a killed process is the cause of the others' errors
     problems[failed].seek(0)
     sys.stderr.write(problems[failed].read().decode(errors="backslashreplace"))
     if codes[failed] < 0:
-        raise PipelineError(f"Worker {failed} was ended by {signal.Signals(-codes[failed]).name}.", exit_code=1)
+        signal_name = signal.Signals(-codes[failed]).name
+        raise PipelineError(f"Training process {failed} was ended by {signal_name}.", exit_code=1)
     return codes[failed]
 
 
 def _wait(workers: Sequence[subprocess.Popen[Any]]) -> list[int | None]:
-    """Wait until the first has ended, or another one not well, and the others have had a while to follow it.
+    """Wait until the first process has ended or another one has failed, and the others have had time to follow.
 
     Returns:
         The exit code of each; None for one that still runs.
@@ -156,7 +153,7 @@ def _wait(workers: Sequence[subprocess.Popen[Any]]) -> list[int | None]:
 
 
 def _end_within(seconds: float, workers: Sequence[subprocess.Popen[Any]]) -> None:
-    """Wait for all of them to end by themselves, but no longer."""
+    """Wait for all of them to end by themselves, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     for worker in workers:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -164,7 +161,7 @@ def _end_within(seconds: float, workers: Sequence[subprocess.Popen[Any]]) -> Non
 
 
 def stop(workers: Sequence[subprocess.Popen[Any]]) -> None:
-    """End what still runs: politely, and after `SECONDS_TO_STOP`, or on a second Ctrl-C, by force."""
+    """End the processes that still run: by SIGTERM, and after `SECONDS_TO_STOP` or a second Ctrl-C by SIGKILL."""
     try:
         for worker in workers:
             if worker.poll() is None:

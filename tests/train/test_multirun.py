@@ -24,7 +24,7 @@ from pipeline.data.load import load_dataset
 from pipeline.evaluate import compare
 from pipeline.train import callbacks, setup, train
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ["epochs=1", "batch_size=64", "model.stages=[[8],[16]]", "dataset.limit_per_class=40"]
 
 
@@ -169,7 +169,7 @@ def test_a_tracker_whose_server_does_not_answer_is_said_before_training(wandb, m
     from pipeline.train import workers
 
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    address = f"http://localhost:{workers._free_ports(1)[0]}"
+    address = f"http://localhost:{workers.free_ports(1)[0]}"
     (Path.cwd() / "home" / "settings").write_text(f"[default]\nbase_url = {address}\n", encoding="utf-8")
     with pytest.raises(PipelineError, match=address):
         callbacks.check_tracker("wandb")
@@ -260,7 +260,7 @@ def two_workers_described():
     """The variables that make two processes workers of one cluster."""
     from pipeline.train import workers
 
-    cluster = {"worker": [f"localhost:{port}" for port in workers._free_ports(2)]}
+    cluster = {"worker": [f"localhost:{port}" for port in workers.free_ports(2)]}
     described = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(2)]
     return [{"TF_CONFIG": json.dumps(worker)} for worker in described]
 
@@ -278,10 +278,10 @@ def test_two_workers_hold_the_same_weights_and_wait_for_each_other():
         "from pipeline.train import cluster, setup\n"
         "heard = []\n"
         "signal.signal(signal.SIGTERM, lambda *_: heard.append(True))\n"
-        "workers = cluster.connect('environment')\n"
-        f"settings = config.compose({SMALL!r})\n"
+        "workers = cluster.connect('environment', 'ring')\n"
+        f"settings = setup.resolve(config.compose({SMALL!r}))\n"
         "setup.seed_everything(0)\n"
-        "dataset = load_from_settings(settings['dataset'])\n"
+        "dataset = load_from_settings(settings.dataset)\n"
         "loop = setup.build_loop(settings, dataset, workers)\n"
         "weights = loop.network.trainable_variables[0]\n"
         "weights.assign(weights * (1 + workers.index))\n"  # as if the second had begun with others
@@ -311,11 +311,11 @@ def test_two_workers_train_what_one_process_trains():
         "from pipeline.core import config\n"
         "from pipeline.data.load import load_from_settings\n"
         "from pipeline.train import cluster, setup\n"
-        "workers = cluster.connect(sys.argv[1])\n"
+        "workers = cluster.connect(sys.argv[1], 'ring')\n"
         "chosen = ['model=fashion_mlp', 'model.dropout=0', 'batch_size=50', 'epochs=2', 'dataset.limit_per_class=43']\n"
-        "settings = config.compose([*chosen, 'model.operations=tensorflow'])\n"
+        "settings = setup.resolve(config.compose([*chosen, 'model.operations=tensorflow']))\n"
         "setup.seed_everything(0)\n"
-        "dataset = load_from_settings(settings['dataset'])\n"
+        "dataset = load_from_settings(settings.dataset)\n"
         "loop = setup.build_loop(settings, dataset, workers)\n"
         "loop.sync_initial_state()\n"
         "logs = [loop.train_epoch(dataset.train, epoch) for epoch in range(2)]\n"
@@ -341,10 +341,10 @@ def test_two_workers_drop_other_units():
         "from pipeline.core import config\n"
         "from pipeline.data.load import load_from_settings\n"
         "from pipeline.train import cluster, setup\n"
-        "workers = cluster.connect('environment')\n"
-        "settings = config.compose(['model=fashion_mlp', 'model.dropout=0.5', 'dataset.limit_per_class=40'])\n"
+        "workers = cluster.connect('environment', 'ring')\n"
+        "settings = setup.resolve(config.compose(['model=fashion_mlp', 'model.dropout=0.5', 'dataset.limit_per_class=40']))\n"
         "setup.seed_everything(0)\n"
-        "loop = setup.build_loop(settings, load_from_settings(settings['dataset']), workers)\n"
+        "loop = setup.build_loop(settings, load_from_settings(settings.dataset), workers)\n"
         "loop.sync_initial_state()\n"
         "dropout = next(layer for layer in loop.network.layers if 'dropout' in layer.name)\n"
         "for _ in range(2): print(*(numpy.asarray(dropout(numpy.ones((1, 64)), training=True))[0] > 0))\n"

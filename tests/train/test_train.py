@@ -17,11 +17,11 @@ import pytest
 from pipeline import models, runs
 from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
-from pipeline.data.load import load_dataset
+from pipeline.data.load import load_dataset, load_from_settings
 from pipeline.train import callbacks, checkpoints, cluster, loop, optimizers, run_folder, setup, train
 from pipeline.train.loss_scale import GradientScaler
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ["limit=40", "model.stages=[[8],[16]]", "batch_size=64", "augment=light"]
 
 
@@ -33,7 +33,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 def small(*overrides, limit=40):
     """Settings of a run that takes a second or two: 40 digits a class, a narrow network."""
     chosen = [override for override in SMALL if not override.startswith("limit=")]
-    return config.compose([*chosen, f"dataset.limit_per_class={limit}", *overrides])
+    return setup.resolve(config.compose([*chosen, f"dataset.limit_per_class={limit}", *overrides]))
 
 
 def weights(run):
@@ -144,8 +144,8 @@ def test_killed_process_goes_on_from_its_last_whole_epoch():
     process.wait()
     finished = max(int(path.stem[-5:]) for path in folder.glob("epoch-*.npz"))
     assert 3 <= finished < 60
-    settings = run_folder.resume_settings(config.compose(["resume=killed"]))
-    training = setup.build_loop(settings, load_dataset(**{k: v for k, v in settings["dataset"].items() if v}))
+    settings = setup.resolve(run_folder.resume_settings(config.compose(["resume=killed"])))
+    training = setup.build_loop(settings, load_from_settings(settings.dataset))
     progress = checkpoints.resume(folder, training.variables)
     assert (progress.epoch, len(progress.history)) == (finished, finished)
 
@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_a_copy_of_its_data_and_keeps_where_home_was(tmp_path
     settings = [*SMALL[1:], "dataset=image_folder", "data_dir=~/photos", "epochs=2", "name=home"]
     with pytest.raises(PipelineError, match="resume=runs/home"):
         train.train(config.compose(settings), callbacks=[StopIn(1)])
-    assert runs.Run(Path("runs/home")).config["dataset"]["data_dir"] == str(tmp_path / "photos")
+    assert runs.Run(Path("runs/home")).config.dataset.data_dir == str(tmp_path / "photos")
     shutil.copytree(tmp_path / "photos", tmp_path / "moved", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "photos")
     run = train.train(config.compose(["resume=runs/home", f"data_dir={tmp_path / 'moved'}"]))
@@ -244,9 +244,9 @@ def test_changed_data_stops_a_resume():
 def test_two_runs_never_write_into_one_folder():
     settings = small("name=shared", "epochs=1")
     with (
-        run_folder.lock_run_dir(settings),
+        run_folder.open_run_dir(settings),
         pytest.raises(PipelineError, match="runs/shared"),
-        run_folder.lock_run_dir(settings),
+        run_folder.open_run_dir(settings),
     ):
         pass
 
@@ -488,7 +488,7 @@ def test_a_batch_that_workers_cannot_share_evenly_is_one_sentence():
 
 
 def test_the_precision_that_auto_meant_is_kept():
-    assert train.train(small("epochs=1", "name=kept")).config["precision"] in ("float32", "mixed_float16")
+    assert train.train(small("epochs=1", "name=kept")).config.precision in ("float32", "mixed_float16")
 
 
 def test_a_damaged_epoch_that_was_the_best_leaves_the_best_before_it(tmp_path):

@@ -36,20 +36,20 @@ def changed_operations(policy: str) -> set[str]:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_composes_and_its_parts_accept_it(name):
     settings = config.compose([f"experiment={name}", "data_dir=somewhere"])
-    dataset, model = settings["dataset"], dict(settings["model"])
-    assert dataset["name"] in dataset_names() and dataset["data_dir"] == "somewhere"
-    network = models.build(model.pop("name"), SHAPES[dataset["name"]], 10, **model)
+    dataset, model = settings.dataset, settings.model
+    assert dataset.name in dataset_names() and dataset.data_dir == "somewhere"
+    network = models.build(model.name, SHAPES[dataset.name], 10, **model.options)
     assert network.output_shape == (None, 10)
-    augment.load_policy(settings["augment"])
+    augment.load_policy(settings.augment)
     optimizer = optimizers.build(
-        settings["optimizer"], schedule=settings["schedule"], warmup=settings["warmup"], total_steps=100
+        settings.optimizer, schedule=settings.schedule, warmup=settings.warmup, total_steps=100
     )
     assert float(optimizer.learning_rate) > 0
 
 
 def test_the_command_line_goes_before_a_preset():
     settings = config.compose(["experiment=fashion_vit", "epochs=3", "model.depth=2", "augment=none"])
-    assert (settings["epochs"], settings["model"]["depth"], settings["augment"]["name"]) == (3, 2, "none")
+    assert (settings.epochs, settings.model.options["depth"], settings.augment["name"]) == (3, 2, "none")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_the_command_line_goes_before_a_preset():
 )
 def test_the_presets_are_the_reference_systems(name, expected):
     settings = config.compose([f"experiment={name}"])
-    parts = (settings["dataset"]["name"], settings["model"]["name"])
-    assert (*parts, *(settings[key] for key in ("epochs", "batch_size", "schedule"))) == expected
+    parts = (settings.dataset.name, settings.model.name)
+    assert (*parts, settings.epochs, settings.batch_size, settings.schedule) == expected
 
 
 def test_the_hybrid_policy_is_brightness_with_salt_and_pepper():
