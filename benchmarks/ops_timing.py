@@ -1,12 +1,11 @@
-"""How fast are the custom operations? Each beside TensorFlow's own, XLA's fusion, and a copy of the same bytes.
+"""Time the custom operations next to TensorFlow's own, XLA's fusion, and a copy of the same number of bytes.
 
-    rows = timing.measure((65536, 1024), "float16")
-    print(timing.table(rows))
+    rows = ops_timing.measure((65536, 1024), "float16")
+    print(ops_timing.table(rows))
 
-Each operation is called many times in one graph, each call on the result of the one before, so that none can be left
-out and the launches follow each other without Python between them. On a GPU several calls of the graph are queued
-before the clock is read: what starting one costs the processor (0.5 ms, several times an operation) passes while the
-GPU works.
+A graph calls an operation many times, each time on the previous result, so that TensorFlow cannot leave out a call and
+no Python code runs between the launches. On a GPU several graph calls are queued before the clock is read, so that the
+host's time to start a graph (0.5 ms) overlaps with the GPU's work.
 """
 
 from __future__ import annotations
@@ -23,13 +22,8 @@ import numpy as np
 from pipeline import ops
 from pipeline.core import device
 
-WAYS = ("custom", "tensorflow", "xla")
-
-
-AS_FAST = 1.1  # within a tenth
-
-
-QUEUED = 8  # calls of a graph on a GPU before it is waited for
+VARIANTS = ("custom", "tensorflow", "xla")
+QUEUED = 8  # calls of a graph on a GPU before waiting for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +33,12 @@ class Row:
     Attributes:
         operation: Its name.
         direction: ``forward`` or ``backward``.
-        dtype: The tensors' type.
-        elements: How many in each tensor.
-        bytes: What has to be read and written at least.
-        seconds: By way: ``custom`` (None where it is not available), ``tensorflow`` for its own operations one after
-            the other, ``xla`` for the same compiled.
-        floor: Seconds in which a copy moves that many bytes, measured in the same run.
+        dtype: Dtype of the tensors.
+        elements: Number of elements in each tensor.
+        bytes: Bytes that must be read and written.
+        seconds: Seconds by variant: ``custom``, ``tensorflow`` for TensorFlow's operations one by one, ``xla`` for the
+            same compiled. ``custom`` is None if the custom operation is not available.
+        floor: Seconds for a copy of that many bytes, measured in the same run.
     """
 
     operation: str
@@ -57,22 +51,8 @@ class Row:
 
     @property
     def fraction_of_copy(self) -> float | None:
-        """How much of a copy's bandwidth the custom operation reaches; above 1 where the data stays in a cache."""
+        """The custom operation's bandwidth relative to a copy; can exceed 1 if the data fits in a cache."""
         return None if self.seconds["custom"] is None else self.floor / self.seconds["custom"]
-
-    @property
-    def verdict(self) -> str:
-        """What the custom operation is worth here, in words."""
-        own, unfused, xla = (self.seconds[way] for way in WAYS)
-        if own is None:
-            return "not built"
-        return f"{_comparison('TensorFlow', unfused / own)}; {_comparison('XLA', xla / own)}"
-
-
-def _comparison(rival: str, ratio: float) -> str:
-    if ratio > AS_FAST:
-        return f"{ratio:.1f}× as fast as {rival}"
-    return f"{rival} does as well" if ratio * AS_FAST >= 1 else f"{rival} is {1 / ratio:.1f}× as fast"
 
 
 def measure(shape: tuple[int, int], dtype: str = "float32", repetitions: int | None = None) -> list[Row]:
@@ -81,77 +61,77 @@ def measure(shape: tuple[int, int], dtype: str = "float32", repetitions: int | N
     Args:
         shape: (rows, columns) of the features.
         dtype: One of `ops.DTYPES`.
-        repetitions: Calls in one graph; 32 on a GPU, 4 without, by default.
+        repetitions: Calls in one graph; by default 32 on a GPU and 4 on a CPU.
 
     Returns:
-        One row for each operation and direction.
+        One row per operation and direction.
     """
     tf = device.tensorflow()
     repetitions = repetitions or (32 if device.has_gpu() else 4)
     generator = np.random.default_rng(0)
-    features = tf.cast(generator.standard_normal(shape, np.float32), dtype)
-    gradients = tf.cast(generator.standard_normal(shape, np.float32), dtype)
-    bias = tf.cast(generator.standard_normal(shape[1:], np.float32), dtype)
+    features, gradients, bias = (
+        tf.cast(generator.standard_normal(size, np.float32), dtype) for size in (shape, shape, shape[1:])
+    )
     tensor_bytes = features.dtype.size * shape[0] * shape[1]
-    seconds_a_byte = copy_seconds(tensor_bytes, repetitions) / (2 * tensor_bytes)
+    seconds_per_byte = copy_seconds(tensor_bytes, repetitions) / (2 * tensor_bytes)
     rows = []
-    for name, call in _operations(tf).items():
+    for name, (custom, own) in _operations(tf).items():
         for direction, tensors in (("forward", 2), ("backward", 3)):
-            seconds = {}
-            for way in WAYS:
-                if way == "custom" and not ops.available():
-                    seconds[way] = None
+            seconds: dict[str, float | None] = {}
+            for variant in VARIANTS:
+                if variant == "custom" and not ops.available():
+                    seconds[variant] = None
                     continue
-                step = _step(tf, call, way, direction, features, bias)
-                seconds[way] = _chain(tf, step, features if direction == "forward" else gradients, bias, repetitions)
+                step = _step(tf, custom if variant == "custom" else own, direction, variant == "xla", features, bias)
+                start = features if direction == "forward" else gradients
+                seconds[variant] = _seconds_per_step(tf, step, start, bias, repetitions)
             moved = tensors * tensor_bytes
-            rows.append(Row(name, direction, dtype, shape[0] * shape[1], moved, seconds, moved * seconds_a_byte))
+            rows.append(Row(name, direction, dtype, shape[0] * shape[1], moved, seconds, moved * seconds_per_byte))
     return rows
 
 
-def _operations(tf: Any) -> dict[str, Callable[[Any, Any, bool], Any]]:
-    """By name: features, bias and whether the custom operation is meant, to activations.
+def _operations(tf: Any) -> dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]]:
+    """By name: the custom operation and the usual TensorFlow code for it, as functions of features and bias."""
+    return {
+        "leaky_relu": (
+            lambda x, b: ops.leaky_relu(x, 0.9, operations="custom"),
+            lambda x, b: tf.nn.leaky_relu(x, 0.9),
+        ),
+        "bias_gelu": (
+            lambda x, b: ops.bias_gelu(x, b, operations="custom"),
+            lambda x, b: tf.nn.gelu(tf.nn.bias_add(x, b)),
+        ),
+        "bias_gelu (tanh)": (
+            lambda x, b: ops.bias_gelu(x, b, approximate=True, operations="custom"),
+            lambda x, b: tf.nn.gelu(tf.nn.bias_add(x, b), approximate=True),
+        ),
+    }
 
-    TensorFlow's side is what most people write, in the tensors' own type.
+
+def _step(tf: Any, call: Any, direction: str, xla: bool, features: Any, bias: Any) -> Callable[[Any, Any], Any]:
+    """A function from (tensor, sums) to (tensor, sums) that runs the operation once.
+
+    The tensor is the features, or the gradient of the output. The sums accumulate the gradient of the bias, so that
+    TensorFlow computes it.
     """
 
-    def leaky_relu(x: Any, b: Any, custom: bool) -> Any:
-        return ops.leaky_relu(x, 0.9, operations="custom") if custom else tf.nn.leaky_relu(x, 0.9)
-
-    def bias_gelu(approximate: bool) -> Callable[[Any, Any, bool], Any]:
-        return lambda x, b, custom: (
-            ops.bias_gelu(x, b, approximate=approximate, operations="custom")
-            if custom
-            else tf.nn.gelu(tf.nn.bias_add(x, b), approximate=approximate)
-        )
-
-    return {"leaky_relu": leaky_relu, "bias_gelu": bias_gelu(False), "bias_gelu (tanh)": bias_gelu(True)}
-
-
-def _step(tf: Any, call: Any, way: str, direction: str, features: Any, bias: Any) -> Callable[[Any, Any], Any]:
-    """A function of (tensor, sums) to the same, which does the work once: the tensor is the features, or the gradients
-    that come from above; the sums collect the bias's gradient, so that it cannot be left out."""
-    custom = way == "custom"
-
     def forward(tensor: Any, sums: Any, x: Any, b: Any) -> Any:
-        return call(tensor, b, custom), sums
+        return call(tensor, b), sums
 
     def backward(tensor: Any, sums: Any, x: Any, b: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch([x, b])
-            y = call(x, b, custom)
+            y = call(x, b)
         along_x, along_b = tape.gradient(y, [x, b], tensor)
         return along_x, sums if along_b is None else sums + along_b
 
     function = forward if direction == "forward" else backward
-    if way == "xla":
+    if xla:
         function = tf.function(function, jit_compile=True)
     return lambda tensor, sums: function(tensor, sums, features, bias)
 
 
-def _chain(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any, repetitions: int) -> float:
-    """Seconds of one step: the median of five times, of calls of a graph that does `repetitions` of them."""
-
+def _seconds_per_step(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any, repetitions: int) -> float:
     @tf.function
     def chain(tensor: Any, sums: Any) -> Any:
         for _ in range(repetitions):
@@ -170,7 +150,7 @@ def _chain(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any, repe
 
 
 def copy_seconds(size: int, repetitions: int) -> float:
-    """Seconds in which `size` bytes are copied from one array to another: within the GPU, or by all cores."""
+    """Seconds to copy `size` bytes from one array to another: on the GPU, or with all CPU cores."""
     xp = device.xp()
     source, target = xp.ones(size, xp.uint8), xp.zeros(size, xp.uint8)
     if device.has_gpu():
@@ -182,15 +162,13 @@ def copy_seconds(size: int, repetitions: int) -> float:
 
         return _median_seconds(once) / (QUEUED * repetitions)
     threads = device.usable_cores()
-    parts = [(index * size // threads, (index + 1) * size // threads) for index in range(threads)]
+    parts = [slice(index * size // threads, (index + 1) * size // threads) for index in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        return _median_seconds(
-            lambda: list(pool.map(lambda part: np.copyto(target[slice(*part)], source[slice(*part)]), parts))
-        )
+        return _median_seconds(lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), parts)))
 
 
 def _median_seconds(once: Callable[[], Any], runs: int = 5) -> float:
-    once()  # traces, compiles, warms the caches
+    once()  # tracing, compilation and cold caches are not measured
     seconds = []
     for _ in range(runs):
         started = time.perf_counter()
@@ -200,20 +178,20 @@ def _median_seconds(once: Callable[[], Any], runs: int = 5) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text, times in µs."""
-    lines = [
-        f"{'operation':<17} {'':<8} {'type':<8} {'ours':>9} {'TensorFlow':>11} {'XLA':>9} {'copy':>9} {'of copy':>8}  "
-    ]
+    """The rows as text, times in µs; the last columns compare the custom operation with the others."""
+    times = (
+        f"{'custom':>9} {'TensorFlow':>11} {'XLA':>9} {'copy':>9} {'of copy':>8} {'vs TensorFlow':>14} {'vs XLA':>7}"
+    )
+    lines = [f"{'operation':<17} {'':<8} {'dtype':<8} {times}"]
     for row in rows:
-        own, unfused, xla = (row.seconds[way] for way in WAYS)
-        times = [_microseconds(seconds) for seconds in (own, unfused, xla, row.floor)]
-        fraction = "" if own is None else f"{row.fraction_of_copy:.0%}"
-        lines.append(
-            f"{row.operation:<17} {row.direction:<8} {row.dtype:<8} {times[0]:>9} {times[1]:>11} {times[2]:>9} "
-            f"{times[3]:>9} {fraction:>8}  {row.verdict}"
-        )
+        custom, own, xla = (row.seconds[variant] for variant in VARIANTS)
+        line = f"{row.operation:<17} {row.direction:<8} {row.dtype:<8} {_micro(custom):>9} {_micro(own):>11} "
+        line += f"{_micro(xla):>9} {_micro(row.floor):>9}"
+        if custom is not None:
+            line += f" {row.fraction_of_copy:>8.0%} {own / custom:>13.1f}× {xla / custom:>6.1f}×"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def _microseconds(seconds: float | None) -> str:
+def _micro(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1e6:,.1f}"

@@ -1,4 +1,4 @@
-"""Where a benchmark's figures are kept: one JSON file a question and kind of machine, with how it was measured."""
+"""Result files of the benchmarks: one JSON file for each benchmark and device type (GPU or CPU)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ from pipeline.core import device, files
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
-NEUTRAL = {"--data-dir", "--workers", "--keep"}  # options that do not change what is measured
-
-
 def save(name: str, figures: Any, command: str | None = None) -> Path:
-    """Write figures to ``benchmarks/results/NAME-gpu.json``, or ``-cpu``; an older file of that name is replaced.
+    """Write figures to ``benchmarks/results/NAME-gpu.json`` (or ``-cpu``), and replace an older file.
 
-    What was measured with options of one's own goes to ``NAME-gpu-options.json``, which git ignores, so that a quick
-    look replaces no figure that the README stands on.
+    A benchmark with options other than ``--data-dir`` writes to ``NAME-gpu-options.json``, which git ignores, so that it
+    does not replace a figure of the README.
 
     Args:
-        name: The question, for example "augment".
-        figures: Anything JSON can hold.
-        command: What was run; the running command by default.
+        name: The benchmark, for example "augment".
+        figures: Any JSON value.
+        command: The command that was measured; the running one by default.
 
     Returns:
-        The file.
+        The path of the file.
     """
     machine = device.describe()
-    options = {word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")} - NEUTRAL
+    options = {word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")} - {"--data-dir"}
     path = FOLDER / f"{name}-{machine['device']}{'-options' if options else ''}.json"
     content = {
         "command": command or running(f"benchmarks.{name}"),
@@ -46,11 +43,11 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
 
 
 def running(module: str, without: Collection[str] = ()) -> str:
-    """The running command as a result keeps it, with no path to the data.
+    """Return the running command as text, with ``DATA`` instead of the path to the data.
 
     Args:
         module: For example "benchmarks.train".
-        without: Words to leave out: what else it was asked for, where only a part of its answer is kept.
+        without: Arguments to leave out, for a result that belongs to only some of the arguments.
     """
     given = sys.argv[1:]
     shown = []

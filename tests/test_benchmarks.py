@@ -51,7 +51,6 @@ def test_a_quick_look_replaces_no_result(tmp_path, monkeypatch):
     for options, suffix in (
         (["--data-dir", "x"], ""),
         (["--data-dir=x", "--workers", "4"], ""),
-        (["--keep"], ""),
         (["--epochs", "1"], "-options"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmark", *options])
@@ -78,7 +77,7 @@ def test_all_questions_are_asked_by_one_command(monkeypatch, capfd):
 
     def call(command):
         asked.append(command[1:])
-        return int("pipeline.ops" in command)
+        return int("benchmarks.ops" in command)
 
     monkeypatch.setattr(everything.cli, "call", call)
     monkeypatch.setattr(device, "gpu_count", lambda: 1)

@@ -2,9 +2,8 @@
 
 It imports TensorFlow and Keras, so import it inside functions: ``from pipeline.ops import layers``.
 
-Custom operations are a matter of training. A layer saves itself with ``operations="tensorflow"``, so a `.keras` file
-and everything made from it (SavedModel, TFLite, TensorRT) holds TensorFlow's own operations, needs no compiler, and
-gives the same numbers.
+Custom operations are used only for training. A layer is saved with ``operations="tensorflow"``, so a `.keras` file and
+every export contains TensorFlow's own operations and needs no compiler.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 
 from pipeline import ops
 from pipeline.core import device
-from pipeline.core.errors import PipelineError
 
 device.tensorflow()
 
@@ -21,23 +19,22 @@ import keras  # noqa: E402 - only after TensorFlow is prepared
 
 
 class _WithOperation(keras.layers.Layer):
-    """A layer that runs one of the project's operations, or TensorFlow's own.
+    """Base class: a layer that runs a custom operation or TensorFlow's own.
 
     Args:
-        operations: ``auto`` for the custom operation where it is available, ``custom`` to insist, ``tensorflow``.
+        operations: ``auto`` uses the custom operation if it is available, ``custom`` requires it, ``tensorflow`` uses
+            TensorFlow's own.
 
     Raises:
-        PipelineError: Another `operations`.
+        PipelineError: `operations` has another value.
     """
 
     has_custom_operation = True
 
     def __init__(self, operations: str, **options: Any):
         super().__init__(**options)
-        if operations not in ops.CHOICES:
-            raise PipelineError(f"operations must be one of {', '.join(ops.CHOICES)}, got {operations!r}.")
-        self.operations = operations
-        self.supports_jit = operations == "tensorflow"  # Keras's own `fit` leaves XLA out then
+        self.operations = ops.check_choice(operations)
+        self.supports_jit = operations == "tensorflow"  # Keras's own `fit` then does not use XLA
         self.supports_masking = True
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -49,32 +46,37 @@ class _WithOperation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("pipeline")
 class LeakyReLU(_WithOperation):
-    """`ops.leaky_relu` as a layer: any shape, in the layer's compute type.
+    """`ops.leaky_relu` as a layer for any shape, in the layer's compute dtype.
 
     Args:
-        alpha: The slope below zero.
+        negative_slope: The slope for negative values.
         operations: ``auto``, ``custom`` or ``tensorflow``.
+        alpha: The former name of `negative_slope`, which older `.keras` files contain.
     """
 
-    def __init__(self, alpha: float = 0.01, operations: str = "auto", **options: Any):
+    def __init__(
+        self, negative_slope: float = 0.01, operations: str = "auto", alpha: float | None = None, **options: Any
+    ):
         super().__init__(operations, **options)
-        self.alpha = float(alpha)
+        self.negative_slope = float(negative_slope if alpha is None else alpha)
 
     def call(self, features: Any) -> Any:
-        return ops.leaky_relu(features, self.alpha, operations=self.operations)
+        return ops.leaky_relu(features, self.negative_slope, operations=self.operations)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "alpha": self.alpha}
+        return {**super().get_config(), "negative_slope": self.negative_slope}
 
 
 @keras.saving.register_keras_serializable("pipeline")
 class BiasGELU(_WithOperation):
-    """`ops.bias_gelu` as a layer that owns the bias: float [..., D] to [..., D]; it goes behind a dense layer without.
+    """`ops.bias_gelu` as a layer that has the bias as its weight: float [..., D] to [..., D].
+
+    Use it after a `Dense` layer with ``use_bias=False``.
 
     Args:
-        approximate: The form with tanh instead of the exact one.
+        approximate: Use the approximation with tanh.
         operations: ``auto``, ``custom`` or ``tensorflow``.
-        bias_initializer: A Keras initializer, by name or object.
+        bias_initializer: A Keras initializer or its name.
     """
 
     def __init__(
@@ -85,8 +87,6 @@ class BiasGELU(_WithOperation):
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        if len(input_shape) == 0 or input_shape[-1] is None:
-            raise PipelineError(f"BiasGELU needs to know the size of the last dimension, got shape {input_shape}.")
         self.bias = self.add_weight(shape=(input_shape[-1],), initializer=self.bias_initializer, name="bias")
 
     def call(self, features: Any) -> Any:
