@@ -1,6 +1,7 @@
-"""Pictures for the notebooks and reports: grids of images, bars. Each function draws, and returns the figure.
+"""All figures of the project: for the notebooks, an evaluation, a comparison of runs and the benchmarks.
 
-Arrays may live on the GPU; what is drawn is copied to the host.
+Each function returns a matplotlib `Figure`: `save_figure` writes it as PNG, `figure_pixels` renders it to an array, and
+a notebook shows it as the last value of a cell. Arrays may be on the GPU; what is drawn is copied to the host.
 """
 
 from __future__ import annotations
@@ -11,79 +12,153 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-import numpy as np
-from matplotlib import pyplot
-from matplotlib.figure import Figure
 
-from pipeline.core import device
-from pipeline.core.files import (
-    write,
-)
-from pipeline.evaluate.metrics import (
-    TOP5_ABOVE_CLASSES,
-    calibration_curve,
-    most_confident_mistakes,
-)
+from pipeline.core import device, files
+from pipeline.evaluate.metrics import TOP5_ABOVE_CLASSES, calibration_curve, most_confident_mistakes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEGEND_RUNS = 30  # runs in the legend of a comparison
+TITLE_LINES = 3  # lines above an image of a grid
+TITLE_LINE_INCHES = 0.15
+CHARACTERS_PER_INCH = 15
 
 
-def save_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure as PNG, whole or not at all."""
-    content = io.BytesIO()
-    with without_glyph_warnings():
-        figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
-    write(path, content.getvalue())
+def image_grid(
+    images: Any,
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int = 10,
+    row_titles: Sequence[str] | None = None,
+    size: float = 1.1,
+    title_colours: Sequence[str] | None = None,
+) -> Figure:
+    """Images next to each other, row by row.
+
+    Args:
+        images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
+        titles: One text above each image; wrapped to the width of the image, at most `TITLE_LINES` lines.
+        columns: Images in a row; with fewer images the figure is narrower, but at least five images wide.
+        row_titles: One text to the left of each row.
+        size: Width of an image in inches.
+        title_colours: One matplotlib colour for each of `titles`.
+    """
+    images = device.to_numpy(images)
+    columns = min(columns, max(5, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    wrapped = [_wrap_title(text, size) for text in titles or ()]
+    height = size * (images.shape[1] / images.shape[2] + 0.05) + TITLE_LINE_INCHES * max(map(len, wrapped), default=0)
+    figure = _figure(columns * size, rows * height)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    top = 255 if images.dtype == numpy.uint8 else 1
+    for index, (panel, image) in enumerate(zip(panels, images, strict=False)):
+        shown = numpy.clip(image[..., 0] if image.shape[-1] == 1 else image, 0, top)
+        panel.imshow(shown, cmap="gray", vmin=0, vmax=top)
+        if wrapped:
+            colour = title_colours[index] if title_colours is not None else "black"
+            panel.set_title("\n".join(wrapped[index]), fontsize=8, color=colour)
+        if row_titles is not None and index % columns == 0:
+            text = str(row_titles[index // columns])
+            panel.text(-0.1, 0.5, text, transform=panel.transAxes, fontsize=9, ha="right", va="center")
+    return figure
 
 
-@contextlib.contextmanager
-def without_glyph_warnings() -> Iterator[None]:
-    """Letters that matplotlib's font lacks are drawn as boxes, without a warning for each of them in each figure."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
-        yield
+def _wrap_title(text: Any, width: float) -> list[str]:
+    """The lines of a title of 8 points above an image of `width` inches; text that does not fit ends in …"""
+    characters = max(8, int(width * CHARACTERS_PER_INCH))
+    lines = [
+        piece
+        for line in str(text).split("\n")
+        for piece in textwrap.wrap(line, characters, max_lines=TITLE_LINES - 1, placeholder="…")
+    ]
+    return lines[:TITLE_LINES]
+
+
+def class_bars(class_names: Sequence[str], series: dict[str, Any], *, title: str | None = None) -> Figure:
+    """The number of images of each class as horizontal stacked bars.
+
+    Args:
+        class_names: K names.
+        series: Name (of a split, for example) to K numbers; one colour each.
+        title: One text above the figure.
+    """
+    figure = _figure(8, 1 + 0.28 * len(class_names))
+    axes = figure.subplots()
+    positions, left = numpy.arange(len(class_names)), numpy.zeros(len(class_names))
+    for name, values in series.items():
+        values = numpy.asarray(device.to_numpy(values), numpy.float64)
+        axes.barh(positions, values, left=left, label=name)
+        left += values
+    axes.set_yticks(positions, [str(name) for name in class_names])
+    axes.invert_yaxis()
+    axes.set(xlabel="images", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def histogram(images: Any) -> Figure:
+    """The distribution of the pixel values in 32 bins, one line for each channel, on a logarithmic scale.
+
+    Args:
+        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host, and counted there.
+    """
+    xp = device.xp()
+    figure = _figure(8, 2.6)
+    axes = figure.subplots()
+    channels = {"red": "red", "green": "green", "blue": "blue"} if images.shape[-1] == 3 else {"grey": "black"}
+    for channel, (name, colour) in enumerate(channels.items()):
+        counts = xp.zeros(256, numpy.int64)
+        for start in range(0, len(images), 4096):  # bincount needs 8 bytes per pixel
+            counts += xp.bincount(images[start : start + 4096, ..., channel].ravel(), minlength=256)
+        share = device.to_numpy(counts).reshape(32, 8).sum(axis=1) / max(1, int(counts.sum()))
+        axes.stairs(share, numpy.arange(0, 257, 8), color=colour, label=name)
+    # The scale is logarithmic because a black or white background would flatten everything else.
+    axes.set(xlabel="pixel value", ylabel="share of the pixels", xlim=(0, 256), yscale="log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
 
 
 def evaluation_figures(
     probabilities: numpy.ndarray, labels: numpy.ndarray, images: Any, class_names: list[str]
-) -> dict[str, Any]:
-    """The pictures of an evaluation: ``confusion_matrix``, ``calibration`` and ``mistakes``, matplotlib figures."""
-    from matplotlib.figure import Figure
+) -> dict[str, Figure]:
+    """The figures of an evaluation: ``confusion_matrix``, ``calibration`` and ``mistakes`` (the most confident ones).
 
-    diagram = calibration_curve(probabilities, labels)
-    reliability = Figure(figsize=(4.5, 4.5))
-    axes = reliability.add_subplot()
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfect")
-    axes.plot(diagram["confidence"], diagram["accuracy"], marker="o", label="model")
-    axes.set(
-        xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02),
-        title=f"Calibration (expected error {diagram['error']:.3f})",
-    )  # fmt: skip
-    axes.legend()
-
-    indices = most_confident_mistakes(probabilities, labels)
+    Args:
+        probabilities: float32 [N, K], on the host.
+        labels: int [N], on the host.
+        images: uint8 [N, H, W, C], on the GPU or the host.
+        class_names: K names.
+    """
     predictions, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    indices = most_confident_mistakes(probabilities, labels)
     titles = [f"{class_names[predictions[i]]} {confidence[i]:.0%}\nis {class_names[labels[i]]}" for i in indices]
-    mistakes = image_grid(device.to_numpy(images[device.xp().asarray(indices)]), titles)
     return {
         "confusion_matrix": confusion_matrix_figure(labels, predictions, class_names),
-        "calibration": reliability,
-        "mistakes": mistakes,
+        "calibration": calibration_figure(probabilities, labels),
+        "mistakes": image_grid(images[device.xp().asarray(indices)], titles),
     }
 
 
-def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, class_names: list[str]) -> Any:
-    """The confusion matrix as a matplotlib figure; each row (true class) is shown in parts of that class's images."""
-    from matplotlib.figure import Figure
+def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, class_names: list[str]) -> Figure:
+    """The confusion matrix; the colour is the share of the row (the true class), the number is the count."""
     from sklearn.metrics import confusion_matrix
 
     classes = len(class_names)
     counts = confusion_matrix(labels, predictions, labels=list(range(classes)))
     shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(12.0, 2.5 + 0.45 * classes)
-    figure = Figure(figsize=(size, size))
-    axes = figure.add_subplot()
+    figure = _figure(size, size, layout=None)
+    axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"Accuracy {(labels == predictions).mean():.2%}")
     if classes <= 30:
@@ -95,26 +170,38 @@ def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, c
     return figure
 
 
-LEGEND_RUNS = 30  # runs in the plot's legend
+def calibration_figure(probabilities: numpy.ndarray, labels: numpy.ndarray) -> Figure:
+    """The reliability diagram: accuracy against confidence."""
+    curve = calibration_curve(probabilities, labels)
+    figure = _figure(4.5, 4.5, layout=None)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfect")
+    axes.plot(curve["confidence"], curve["accuracy"], marker="o", label="model")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(f"Calibration (expected error {curve['error']:.3f})")
+    axes.legend()
+    return figure
 
 
-def comparison_figure(frame: Any) -> Any:
-    """Test accuracy against training time and against parameters, one numbered point a run; a matplotlib figure."""
-    from matplotlib.figure import Figure
+def comparison_figure(frame: Any) -> Figure:
+    """Test accuracy against training time and against parameters; one numbered point for each run.
 
-    rows = (frame.to_pandas() if hasattr(frame, "to_pandas") else frame).to_dict("records")
-    figure = Figure(figsize=(12, max(4, 1 + 0.2 * min(len(rows), LEGEND_RUNS))), layout="constrained")
+    Args:
+        frame: From `compare.table`, as pandas dataframe, best run first.
+    """
+    rows = frame.to_dict("records")
+    figure = _figure(12, max(4, 1 + 0.2 * min(len(rows), LEGEND_RUNS)))
     panels = figure.subplots(1, 2, sharey=True)
-    colours = {model: f"C{number}" for number, model in enumerate(sorted({row["model"] for row in rows}))}
-    several = len({row["dataset"] for row in rows}) > 1
+    colours = {model: f"C{number}" for number, model in enumerate(sorted(set(frame["model"])))}
+    several = frame["dataset"].nunique() > 1
     for panel, key, label in zip(
         panels, ("train_seconds", "parameters"), ("training time (s)", "parameters"), strict=True
     ):
         for number, row in enumerate(rows, start=1):
-            place, order = (row[key], row["test_accuracy"]), 3 + len(rows) - number  # the best on top
+            point, order = (row[key], row["test_accuracy"]), 3 + len(rows) - number  # the best run is drawn on top
             name = f"{number}  {row['run']}" + (f" ({row['dataset']})" if several else "")
-            panel.scatter(*place, s=130, color=colours[row["model"]], edgecolors="white", label=name, zorder=order)
-            panel.annotate(str(number), place, fontsize=7, color="white", ha="center", va="center", zorder=order)
+            panel.scatter(*point, s=130, color=colours[row["model"]], edgecolors="white", label=name, zorder=order)
+            panel.annotate(str(number), point, fontsize=7, color="white", ha="center", va="center", zorder=order)
         panel.set(xlabel=label, xscale="log")
         panel.margins(x=0.2)
         panel.grid(alpha=0.3)
@@ -124,174 +211,57 @@ def comparison_figure(frame: Any) -> Any:
     return figure
 
 
-TITLE_LINES = 3
-
-
-TITLE_LINE_INCHES = 0.15
-
-
-LETTERS_AN_INCH = 15
-
-
-def image_grid(
-    images: Any,
-    titles: Sequence[str] | None = None,
-    *,
-    columns: int = 10,
-    row_titles: Sequence[str] | None = None,
-    title: str | None = None,
-    size: float = 1.1,
-    title_colours: Sequence[str] | None = None,
-) -> Figure:
-    """Images side by side, row by row.
+def training_curves(results: list[dict[str, Any]], path: Path) -> None:
+    """Write validation accuracy by epoch as PNG: top-1, and dashed top-5 for datasets with more than ten classes.
 
     Args:
-        images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
-        titles: One text above each image; broken into lines as wide as the image, at most `TITLE_LINES`.
-        columns: Images in a row; for fewer images than that the figure is narrower, but as wide as five.
-        row_titles: One text left of each row.
-        title: One text above all.
-        size: Width of an image in inches.
-        title_colours: One of matplotlib's colours for each of `titles`.
-
-    Returns:
-        The figure; in a notebook it shows itself as the last value of a cell.
+        results: One dictionary for each experiment with ``preset``, ``classes`` and ``history``.
+        path: The PNG file.
     """
-    images = device.to_numpy(images)
-    columns = min(columns, max(5, len(images)))
-    rows = max(1, -(-len(images) // columns))
-    above = [_title_lines(text, size) for text in titles] if titles is not None else []
-    lines = max(map(len, above), default=0)
-    height = size * (images.shape[1] / images.shape[2] + 0.05) + lines * TITLE_LINE_INCHES
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(columns * size, rows * height + (0.4 if title else 0)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
-        picture = image[..., 0] if image.shape[-1] == 1 else image
-        top = 255 if image.dtype == np.uint8 else 1.0
-        axis.imshow(picture if image.dtype == np.uint8 else np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=top)
-        if titles is not None:
-            colour = title_colours[index] if title_colours is not None else "black"
-            axis.set_title("\n".join(above[index]), fontsize=8, color=colour)
-        if row_titles is not None and index % columns == 0:
-            axis.text(
-                -0.1,
-                0.5,
-                str(row_titles[index // columns]),
-                transform=axis.transAxes,
-                fontsize=9,
-                ha="right",
-                va="center",
-            )
-    if title:
-        figure.suptitle(title)
-    pyplot.close(figure)  # the notebook shows the returned figure, not a second copy of it
-    return figure
-
-
-def _title_lines(text: Any, width: float) -> list[str]:
-    """The lines of a title of 8 points above a picture of `width` inches; what does not fit ends in …"""
-    letters = max(8, int(width * LETTERS_AN_INCH))
-    lines = [
-        piece
-        for line in str(text).split("\n")
-        for piece in textwrap.wrap(line, letters, max_lines=TITLE_LINES - 1, placeholder="…")
-    ]
-    return lines[:TITLE_LINES]
-
-
-def class_bars(
-    class_names: Sequence[str], series: dict[str, Any], *, title: str | None = None, label: str = "images"
-) -> Figure:
-    """Horizontal bars a class, one colour for each of `series`, stacked.
-
-    Args:
-        class_names: K names.
-        series: Name to K numbers, for example split to counts.
-        title: One text above all.
-        label: What the bars count.
-
-    Returns:
-        The figure.
-    """
-    names = [str(name) for name in class_names]
-    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.28 * len(names)), layout="tight")
-    left = np.zeros(len(names))
-    for name, values in series.items():
-        values = np.asarray(device.to_numpy(values), np.float64)
-        axis.barh(np.arange(len(names)), values, left=left, label=name)
-        left += values
-    axis.set_yticks(np.arange(len(names)), names)
-    axis.invert_yaxis()
-    axis.set_xlabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    if title:
-        axis.set_title(title)
-    pyplot.close(figure)
-    return figure
-
-
-def histogram(images: Any, *, title: str | None = None) -> Figure:
-    """How often the pixel values occur, in 32 steps of 8, a line for each channel; the scale is logarithmic.
-
-    Args:
-        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host. Counted where they live.
-        title: One text above all.
-
-    Returns:
-        The figure.
-    """
-    xp = device.xp()
-    channels = images.shape[-1]
-    figure, axis = pyplot.subplots(figsize=(8, 2.6), layout="tight")
-    names, colours = (["red", "green", "blue"],) * 2 if channels == 3 else (["grey"], ["black"])
-    for channel in range(channels):
-        counts = xp.zeros(256, np.int64)
-        for start in range(0, len(images), 4096):
-            counts += xp.bincount(images[start : start + 4096, ..., channel].ravel(), minlength=256)
-        share = device.to_numpy(counts).reshape(32, 8).sum(axis=1) / max(1, int(counts.sum()))
-        axis.stairs(share, np.arange(0, 257, 8), color=colours[channel], label=names[channel])
-    axis.set_xlim(0, 256)
-    axis.set_yscale("log")  # black or white backgrounds would flatten everything else
-    axis.set_xlabel("pixel value")
-    axis.set_ylabel("share of the pixels")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    if title:
-        axis.set_title(title)
-    pyplot.close(figure)
-    return figure
-
-
-def figure_pixels(figure: Any) -> numpy.ndarray:
-    """Render a matplotlib figure: uint8 [h, w, 3]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    with without_glyph_warnings():
-        canvas.draw()
-    return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def training_curves(runs: list[dict[str, Any]], path: Path) -> None:
-    """Validation accuracy by epoch as a PNG: top-1, and dashed top-5 where there are more than ten classes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for run in runs:
-        epochs = range(1, len(run["history"]) + 1)
-        accuracy, top5 = ([logs[key] for logs in run["history"]] for key in ("val_accuracy", "val_top5"))
-        line = axes.plot(epochs, accuracy, marker="o", markersize=3, label=f"{run['preset']}, top-1")[0]
-        if run["classes"] > TOP5_ABOVE_CLASSES:
-            axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{run['preset']}, top-5")
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    for result in results:
+        epochs = range(1, len(result["history"]) + 1)
+        accuracy, top5 = ([logs[key] for logs in result["history"]] for key in ("val_accuracy", "val_top5"))
+        line = axes.plot(epochs, accuracy, marker="o", markersize=3, label=f"{result['preset']}, top-1")[0]
+        if result["classes"] > TOP5_ABOVE_CLASSES:
+            axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{result['preset']}, top-5")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG; the file is complete or absent."""
+    content = io.BytesIO()
+    with _no_glyph_warnings():
+        figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
+    files.write(path, content.getvalue())
+
+
+def figure_pixels(figure: Figure) -> numpy.ndarray:
+    """Render a figure: uint8 [H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    with _no_glyph_warnings():
+        canvas.draw()
+    return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """An empty figure of this size in inches; closed for pyplot, so that a notebook shows the returned figure once."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(width, height), layout=layout)
+    pyplot.close(figure)
+    return figure
+
+
+@contextlib.contextmanager
+def _no_glyph_warnings() -> Iterator[None]:
+    """Silence matplotlib's warning for each character that its font lacks; it draws a box instead."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        yield
