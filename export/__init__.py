@@ -1,7 +1,6 @@
-"""A trained run becomes files that ship: SavedModel, TFLite and TF-TRT, and one helper that predicts with any of them.
+"""Export a trained run to SavedModel, TFLite and TF-TRT, and predict with any of them.
 
-Every artifact takes uint8 pixels and holds its own normalisation and class names. `export` reads runs, data sets and
-networks, never the training loop.
+Every exported model takes uint8 pixels and contains its normalisation and class names.
 """
 
-import pipeline  # noqa: F401  (first of all: Ctrl-C during the imports is a sentence)
+import pipeline  # noqa: F401  (first: it prints one line for Ctrl-C during the imports)

@@ -1,7 +1,7 @@
-"""What every exported artifact shares: carrying its class names, being measured, and `export.json`.
+"""Shared by all export formats: calibration and test images, and measuring an exported model.
 
-sample = artifacts.test_sample(run, dataset)         # test images and what the Keras model says about them
-artifacts.record(run, path, artifacts.measure(Predictor.load(path), sample))
+sample = artifacts.test_sample(run, dataset)         # test images with the Keras model's probabilities
+exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
 """
 
 from __future__ import annotations
@@ -21,27 +21,21 @@ from pipeline.core.errors import PipelineError
 from pipeline.evaluate.exports import record
 
 ACCURACY_IMAGES = 10_000
-
-
 AGREEMENT_IMAGES = 1_000
-
-
+CALIBRATION_IMAGES = 512
 THROUGHPUT_BATCH = 64
 
 
-# --- samples -------------------------------------------------------------------------------------------------------
-
-
 def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
-    """Choose images evenly over the classes, as far as each class has them, in a seeded random order.
+    """Choose images in a seeded random order, as evenly over the classes as the classes' sizes allow.
 
     Args:
         labels: int [N], NumPy or CuPy.
-        count: How many; all N where there are fewer.
-        seed: Of the choice.
+        count: How many images to choose.
+        seed: Seed of the choice and of its order.
 
     Returns:
-        int64 [min(N, count)] indices without repetition, on the host.
+        int64 [min(N, count)] distinct indices, on the host.
     """
     labels = device.to_numpy(labels)
     generator = np.random.default_rng(seed)
@@ -55,18 +49,18 @@ def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
     return generator.permutation(chosen)
 
 
-def calibration_images(dataset: Any, count: int, seed: int = 0) -> np.ndarray:
-    """Training images for calibration: uint8 [min(N, count), H, W, C] on the host, evenly over the classes."""
-    indices = balanced_sample(dataset.train.labels, count, seed)
+def calibration_images(dataset: Any) -> np.ndarray:
+    """Training images for INT8 calibration: uint8 [min(N, 512), H, W, C] on the host, balanced over the classes."""
+    indices = balanced_sample(dataset.train.labels, CALIBRATION_IMAGES)
     return np.ascontiguousarray(device.to_numpy(dataset.train.images[device.to_device(indices)]))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Test images with what is expected of them.
+    """Test images with their labels and the Keras model's predictions.
 
     Attributes:
-        images: uint8 [N, H, W, C], where the pipeline's arrays live.
+        images: uint8 [N, H, W, C], on the GPU if there is one.
         labels: int32 [N] on the host.
         reference: float32 [N, K] on the host: the Keras model's probabilities.
     """
@@ -76,16 +70,16 @@ class Sample:
     reference: np.ndarray
 
 
-def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
-    """Up to 10,000 test images in a seeded order; measures the Keras model on them and records it as ``model.keras``.
+def test_sample(run: runs.Run, dataset: Any) -> Sample:
+    """Up to 10,000 test images; also measures the Keras model on them and records the result as ``model.keras``.
 
     Raises:
-        PipelineError: The data set does not fit the run (other classes or another image shape), or has no test images.
+        PipelineError: The dataset has other classes or another image shape than the run, or no test images.
     """
     run.check_dataset(dataset)
     if len(dataset.test.labels) == 0:
-        raise PipelineError(f"The data set {dataset.name} has no test images to measure an artifact on.")
-    order = balanced_sample(dataset.test.labels, ACCURACY_IMAGES, seed)
+        raise PipelineError(f"The dataset {dataset.name} has no test images, which export needs to measure accuracy.")
+    order = balanced_sample(dataset.test.labels, ACCURACY_IMAGES)
     keras_model = Predictor.load(run.model_path)
     images = dataset.test.images[device.to_device(order)]
     sample = Sample(images, device.to_numpy(dataset.test.labels)[order], keras_model.probabilities(images))
@@ -93,28 +87,24 @@ def test_sample(run: runs.Run, dataset: Any, seed: int = 0) -> Sample:
     return sample
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
-
-
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Size in bytes of a file, or of all files below a folder."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
-    """Size, accuracy, agreement with Keras, and speed of an artifact on this machine.
+    """Size, accuracy, agreement with Keras, and speed of a model on this machine.
 
-    Speed counts what a caller waits for: pixels in, probabilities back in host memory.
+    Times include the copy of the probabilities to the host.
 
     Returns:
         A dictionary with ``size_bytes``, ``test_accuracy`` (of all images of the sample), ``test_images``,
-        ``agreement`` (fraction of the first 1,000 with Keras's top class), ``latency_ms`` (one image, median after
-        warm-up), ``images_per_second`` (at batch 64) and ``device``.
+        ``agreement`` (fraction of the first 1,000 images with the same top class as Keras), ``latency_ms`` (one image,
+        median after warm-up), ``images_per_second`` (at batch 64) and ``device``.
     """
     answers = predictor.probabilities(sample.images).argmax(axis=1)
     agreement = answers[:AGREEMENT_IMAGES] == sample.reference[:AGREEMENT_IMAGES].argmax(axis=1)
-    repeats = -(-THROUGHPUT_BATCH // len(sample.images))
-    batch = device.xp().concatenate([sample.images[:THROUGHPUT_BATCH]] * repeats)[:THROUGHPUT_BATCH]
+    batch = sample.images[device.to_device(np.arange(THROUGHPUT_BATCH) % len(sample.images))]
     return {
         "size_bytes": size(predictor.path),
         "test_accuracy": float(np.mean(answers == sample.labels)),
@@ -127,7 +117,7 @@ def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
 
 
 def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> float:
-    """Median duration of one call in seconds: at least 5 and at most 200 calls, about `budget` seconds of them."""
+    """Median time of one call in seconds, over 5 to 200 calls that take about `budget` seconds together."""
     for _ in range(3):
         predictor.probabilities(images)
     durations: list[float] = []

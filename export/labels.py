@@ -1,32 +1,27 @@
-"""Class names inside exported files."""
+"""Class names inside exported files: `labels.json` in a SavedModel folder, or in a zip archive at the end of a file."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import zipfile
 from pathlib import Path
 
 from pipeline import runs
-from pipeline.core import files
 
 LABELS = "labels.json"
 
 
-# --- class names ---------------------------------------------------------------------------------------------------
-
-
 def labels_json(card: runs.ModelCard) -> bytes:
-    """The content of `labels.json`, which travels with an artifact: class names in the order of the outputs."""
+    """The content of `labels.json`: class names in the order of the outputs, and the input shape."""
     content = {"class_names": list(card.class_names), "input_shape": list(card.input_shape)}
     return json.dumps(content, ensure_ascii=False).encode()
 
 
 def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
-    """A TFLite file with `labels.json` in a zip archive at its end, the place of TFLite's associated files.
+    """A TFLite file with `labels.json` in a zip archive at its end, where TFLite's metadata format puts such files.
 
-    The interpreter ignores what follows the flatbuffer, and ``unzip model.tflite`` shows the labels.
+    The interpreter ignores what follows the flatbuffer, and ``unzip model.tflite`` extracts the labels.
     """
     content = io.BytesIO(flatbuffer)
     with zipfile.ZipFile(content, "a") as archive:
@@ -34,17 +29,18 @@ def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
     return content.getvalue()
 
 
-def read_class_names(artifact: Path) -> list[str] | None:
-    """Class names from inside the artifact, else from the `model_card.json` of the run it lies in, else None."""
-    with contextlib.suppress(*files.DAMAGED_ZIP, ValueError, TypeError):
-        if artifact.is_dir():
-            content = (artifact / LABELS).read_bytes()
+def read_class_names(path: Path) -> list[str] | None:
+    """Class names from an exported file or folder, else from the `model_card.json` of its run, else None."""
+    try:
+        if path.is_dir():
+            content = (path / LABELS).read_bytes()
         else:
-            with zipfile.ZipFile(artifact) as archive:
+            with zipfile.ZipFile(path) as archive:
                 content = archive.read(LABELS)
         return [str(name) for name in json.loads(content)["class_names"]]
-    # An artifact lies in the run folder or below its export/.
-    for folder in list(artifact.resolve().parents)[:2]:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        pass
+    for folder in list(path.resolve().parents)[:2]:  # the run folder, or its export folder
         if (folder / "model_card.json").is_file():
             return list(runs.ModelCard.read(folder / "model_card.json").class_names)
     return None

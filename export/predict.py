@@ -1,10 +1,8 @@
-"""One way to predict with any artifact of a run.
+"""Predict with any exported format: Keras, SavedModel, TFLite and TF-TRT give the same predictions in the same form.
 
-    predictor = Predictor.load("runs/latest/export/model_int8.tflite")    # or .keras, a SavedModel, a TF-TRT folder
-    for prediction in predictor.predict(["cat.jpg", open("dog.png", "rb").read(), pixels]):
-        print(prediction.label, prediction.probability)
-
-Every artifact answers in the same form, and every image is decoded and resized as the training images were.
+predictor = Predictor.load("runs/latest/export/model_int8.tflite")    # or .keras, a SavedModel, a TF-TRT folder
+for prediction in predictor.predict(["cat.jpg", open("dog.png", "rb").read(), pixels]):
+    print(prediction.label, prediction.probability)
 """
 
 from __future__ import annotations
@@ -26,19 +24,29 @@ from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.data.images import decode_image, resize_and_center_crop
 
-CHUNK = 1024
-CHUNK_PIXELS = 1 << 22
+MAX_BATCH = 1024
+MAX_BATCH_PIXELS = 1 << 22
+ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
+
+
+def max_batch(input_shape: tuple[int, int, int]) -> int:
+    """The largest batch that a `Predictor` sends to a model for images of (H, W, C), limited by activation memory.
+
+    At most 1,024 images and 4,194,304 pixels: 1,024 up to 64×64, 83 at 224×224. TF-TRT engines are built for the same
+    limit.
+    """
+    return max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (input_shape[0] * input_shape[1])))
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What an artifact says about one image.
+    """The prediction for one image.
 
     Attributes:
         label: Name of the most probable class.
         index: Its index.
         probability: Its probability.
-        probabilities: float32 [K], of every class, on the host.
+        probabilities: float32 [K] on the host: the probability of every class.
     """
 
     label: str
@@ -49,22 +57,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A loaded artifact: uint8 [n, H, W, C] to float32 [n, K] on the host, and the shapes of both ends."""
+    """A loaded model: uint8 [N, H, W, C] to float32 [N, K] on the host, for N up to `max_batch`."""
 
     forward: Callable[[Any], np.ndarray]
     input_shape: tuple[int, int, int]
     num_classes: int
-    chunk: int
+    max_batch: int
 
 
 class Predictor:
-    """A loaded artifact; made by `Predictor.load`. Safe to call from several threads.
+    """A loaded model; made by `Predictor.load`. Several threads may use it at the same time.
 
     Attributes:
         path: The file or folder it was loaded from.
         kind: "keras", "saved_model", "tflite" or "tftrt".
         class_names: K names, in the order of the probabilities.
-        input_shape: (H, W, C) of the pixels the artifact takes; other images are resized to it.
+        input_shape: (H, W, C) of the model's input; `predict` resizes images of other sizes.
+        max_batch: The largest batch that is sent to the model; more images are sent in several batches.
     """
 
     def __init__(self, path: Path, kind: str, graph: _Graph, class_names: list[str]):
@@ -72,35 +81,32 @@ class Predictor:
         self.kind = kind
         self.class_names = class_names
         self.input_shape = graph.input_shape
+        self.max_batch = graph.max_batch
         self._graph = graph
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Predictor:
-        """Load an artifact; what it is shows from the path.
+        """Load a model; the path determines the format.
 
         Args:
             path: A run's folder or name (its Keras model; ``runs/latest`` by default), a `.keras` or `.tflite` file, a
-                SavedModel folder or a TF-TRT folder. Class names come from inside the artifact or from the run around
-                it; an artifact without either gets "class 0", "class 1", … and a warning.
+                SavedModel folder or a TF-TRT folder. Class names are read from the exported file or from the run that
+                contains it. If there are none, the classes are called "class 0", "class 1", … and a warning is given.
 
         Raises:
-            PipelineError: There is no such artifact, it is damaged, it takes no uint8 images, or it needs a GPU or
-                TensorRT that are not here.
+            PipelineError: The path does not exist, the model is damaged or does not take uint8 images, or it needs a
+                GPU or TensorRT and this machine has none.
         """
         kind, path = _identify(path)
-        graph = {"keras": _keras, "saved_model": _saved_model, "tflite": _tflite, "tftrt": _tftrt}[kind](path)
+        graph = LOADERS[kind](path)
         class_names = labels.read_class_names(path)
         if class_names is None:
-            warnings.warn(
-                f'{path} has no class names with it (no model_card.json beside it); its classes are "class 0" to '
-                f'"class {graph.num_classes - 1}".',
-                stacklevel=2,
-            )
             class_names = [f"class {index}" for index in range(graph.num_classes)]
+            warnings.warn(f'{path} has no class names; using "class 0" to "{class_names[-1]}".', stacklevel=2)
         if len(class_names) != graph.num_classes:
             raise PipelineError(
-                f"{path} answers with {graph.num_classes} classes, but {len(class_names)} class names lie beside it; "
-                f"keep an artifact with its own run."
+                f"{path} has {graph.num_classes} outputs but {len(class_names)} class names; move it back to the run "
+                "that it belongs to."
             )
         return cls(path, kind, graph, class_names)
 
@@ -112,23 +118,23 @@ class Predictor:
                 in RGB order; or a path; or the bytes of an image file; or any iterable of such single images, mixed.
 
         Returns:
-            One `Prediction` an image; an empty list for no images.
+            One `Prediction` for each image.
 
         Raises:
-            PipelineError: An image cannot be read, is a folder, has another dtype than uint8 or other channels.
+            PipelineError: An image cannot be read, or its dtype is not uint8, or it has neither 1 nor 3 channels.
         """
         predictions = []
-        for pixels in self._chunks(images):
+        for pixels in self._batches(images):
             for row in self.probabilities(pixels):
                 index = int(row.argmax())
                 predictions.append(Prediction(self.class_names[index], index, float(row[index]), row))
         return predictions
 
     def probabilities(self, images: Any) -> np.ndarray:
-        """The artifact's answers as one array; the fast road for pixels of the right shape.
+        """The probabilities of all classes for a batch that already has the model's input shape.
 
         Args:
-            images: uint8 [N, H, W, C] of exactly `input_shape`, NumPy or CuPy, any N; taken in chunks of at most 1,024.
+            images: uint8 [N, H, W, C] with (H, W, C) equal to `input_shape`, NumPy or CuPy, any N.
 
         Returns:
             float32 [N, K] on the host.
@@ -138,24 +144,22 @@ class Predictor:
         """
         if images.dtype != np.uint8 or tuple(images.shape[1:]) != self.input_shape:
             raise PipelineError(
-                f"{self.path.name} takes uint8 images of shape {self.input_shape}, got {images.dtype} "
-                f"{tuple(images.shape)}; predict() resizes."
+                f"Expected uint8 images of shape {self.input_shape} for {self.path.name}, got {images.dtype} "
+                f"{tuple(images.shape)}; predict() resizes images."
             )
-        chunk = self._graph.chunk
-        answers = [self._graph.forward(images[start : start + chunk]) for start in range(0, len(images), chunk)]
+        starts = range(0, len(images), self.max_batch)
+        answers = [self._graph.forward(images[start : start + self.max_batch]) for start in starts]
         return np.concatenate(answers) if answers else np.empty((0, self._graph.num_classes), np.float32)
 
     def read(self, image: Any) -> np.ndarray:
-        """One image, as `predict` takes it, to the uint8 [H, W, C] pixels the artifact takes; NumPy, on the host.
+        """Read and resize one image, in any form that `predict` takes; returns uint8 [H, W, C] (NumPy, on the host).
 
         Raises:
-            PipelineError: It cannot be read, is a folder, or is no uint8 image of 1 or 3 channels.
+            PipelineError: It cannot be read, or is not a uint8 image with 1 or 3 channels.
         """
-        if isinstance(image, (str, os.PathLike)) and Path(image).is_dir():
-            raise PipelineError(f"{os.fspath(image)} is a folder; pass the images in it.")
-        if isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+        if isinstance(image, ENCODED):
             return resize_and_center_crop(decode_image(image), self.input_shape)
-        _check_pixels(image, dimensions=(2, 3))
+        _check_pixels(image, 2, 3)
         pixels = device.to_numpy(image)
         return resize_and_center_crop(pixels if pixels.ndim == 3 else pixels[..., None], self.input_shape)
 
@@ -164,76 +168,63 @@ class Predictor:
         order = np.argsort(-prediction.probabilities, kind="stable")[:count]
         return [(self.class_names[index], float(prediction.probabilities[index])) for index in order]
 
-    def _chunks(self, images: Any) -> Iterator[Any]:
-        """uint8 [n, H, W, C] arrays of the right shape, n at most a chunk, from whatever `predict` was given."""
-        if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)):
-            images = [images]
-        elif hasattr(images, "dtype"):
-            _check_pixels(images, dimensions=(2, 3, 4))
-            if images.ndim < 4:
-                images = [images]
-            elif tuple(images.shape[1:]) == self.input_shape:
+    def _batches(self, images: Any) -> Iterator[Any]:
+        """Arrays of the model's input shape from the argument of `predict`."""
+        if getattr(images, "ndim", 0) > 3:
+            _check_pixels(images, 4)
+            if tuple(images.shape[1:]) == self.input_shape:
                 yield images
                 return
-        elif not isinstance(images, Iterable):
-            raise PipelineError(f"predict() takes pixels, paths or bytes, got {type(images).__name__}.")
+        elif isinstance(images, ENCODED) or hasattr(images, "dtype") or not isinstance(images, Iterable):
+            images = [images]
         remaining = iter(images)
-        while chunk := list(itertools.islice(remaining, self._graph.chunk)):
-            yield np.stack([self.read(image) for image in chunk])
+        while batch := list(itertools.islice(remaining, self.max_batch)):
+            yield np.stack([self.read(image) for image in batch])
 
 
-def _check_pixels(images: Any, dimensions: tuple[int, ...]) -> None:
-    if not hasattr(images, "dtype") or not hasattr(images, "shape"):
-        raise PipelineError(f"An image is a uint8 array, a path or bytes, got {type(images).__name__}.")
+def _check_pixels(images: Any, *dimensions: int) -> None:
+    if not hasattr(images, "dtype"):
+        raise PipelineError(f"Expected an image as uint8 array, path or bytes, got {type(images).__name__}.")
     shape = tuple(images.shape)
     if images.dtype != np.uint8:
         raise PipelineError(
-            f"Images are uint8 pixels in 0..255, got {images.dtype} {shape}; normalisation happens inside the model, "
-            f"so convert back: (images * 255).round().astype('uint8') for values in 0..1."
+            f"Expected uint8 pixels from 0 to 255, got {images.dtype} {shape}; the model contains the normalisation, "
+            "so convert values from 0 to 1 with (images * 255).round().astype('uint8')."
         )
     if len(shape) not in dimensions or (len(shape) > 2 and shape[-1] not in (1, 3)):
         raise PipelineError(
-            f"Images have the shape [H, W, C], or [N, H, W, C] for several, with 1 (grey) or 3 (RGB) channels last, "
-            f"got {shape}."
+            f"Expected an image [H, W, C] or a batch [N, H, W, C] with 1 (grey) or 3 (RGB) channels, got {shape}."
         )
 
 
-# --- what a path is ------------------------------------------------------------------------------------------------
+# --- loading -------------------------------------------------------------------------------------------------------
 
 
 def _identify(path: str | os.PathLike[str] | None) -> tuple[str, Path]:
-    """The kind of artifact at a path, and its file or folder (a run's is its `model.keras`)."""
-    if path is not None:
-        given = Path(path)
-        if given.suffix in (".keras", ".tflite"):
-            if not given.is_file():
-                raise PipelineError(f"There is no file {given}.")
-            return given.suffix[1:], given
-        if (given / "saved_model.pb").is_file():
-            return "tftrt" if (given / tensorrt_library.MANIFEST).is_file() else "saved_model", given
-        if given.is_file() or (given.is_dir() and not (given / "model.keras").is_file()):
-            raise PipelineError(
-                f"{given} is no artifact; pass a run, a .keras or .tflite file, or a folder with a saved_model.pb."
-            )
+    """The format at a path (a key of `LOADERS`), and its file or folder (for a run: its `model.keras`)."""
+    given = Path(path) if path is not None else runs.LATEST
+    if given.suffix in (".keras", ".tflite"):
+        if not given.is_file():
+            raise PipelineError(f"There is no file {given}.")
+        return given.suffix[1:], given
+    if (given / "saved_model.pb").is_file():
+        return "tftrt" if (given / tensorrt_library.MANIFEST).is_file() else "saved_model", given
+    if path is not None and given.exists() and not (given / "model.keras").is_file():
+        raise PipelineError(
+            f"{given} is not a model; pass a run, a .keras or .tflite file, or a folder that contains saved_model.pb."
+        )
     return "keras", runs.find(path).model_path
 
 
-# --- one loader a kind ---------------------------------------------------------------------------------------------
-
-
-def _chunk(input_shape: tuple[int, int, int]) -> int:
-    """Images a call: 1,024, or fewer where they are large, so that activations fit into memory."""
-    return max(1, min(CHUNK, CHUNK_PIXELS // (input_shape[0] * input_shape[1])))
-
-
-def _check_ends(path: Path, dtype: Any, shape: Any, classes: Any) -> tuple[tuple[int, int, int], int]:
-    shape = tuple(shape)
-    if np.dtype(dtype) != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or None in shape or not classes:
+def _graph(path: Path, forward: Any, dtype: Any, shape: Any, classes: Any, limit: int = MAX_BATCH) -> _Graph:
+    """A `_Graph`, if the model takes uint8 images and returns class probabilities."""
+    dtype, shape = np.dtype(dtype), tuple(shape)
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or None in shape or not classes:
         raise PipelineError(
-            f"{path} takes {np.dtype(dtype).name} of shape {shape}; an artifact of this pipeline takes uint8 images "
-            f"(H, W, 1 or 3) and holds its own normalisation."
+            f"{path} takes {dtype.name} of shape {shape}; expected a model of this project, which takes uint8 images "
+            "(H, W, 1 or 3) and contains the normalisation."
         )
-    return shape, int(classes)
+    return _Graph(forward, shape, int(classes), min(limit, max_batch(shape)))
 
 
 def _keras(path: Path) -> _Graph:
@@ -241,13 +232,18 @@ def _keras(path: Path) -> _Graph:
 
     tf = device.tensorflow()
     model = models.load(path)
-    shape, classes = _check_ends(path, model.inputs[0].dtype, model.input_shape[1:], model.output_shape[-1])
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *shape], tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)])
     def forward(images: Any) -> Any:
         return model(images, training=False)
 
-    return _Graph(lambda images: forward(_tensor(images)).numpy(), shape, classes, _chunk(shape))
+    return _graph(
+        path,
+        lambda images: forward(_tensor(images)).numpy(),
+        model.inputs[0].dtype,
+        model.input_shape[1:],
+        model.output_shape[-1],
+    )
 
 
 def _saved_model(path: Path) -> _Graph:
@@ -258,14 +254,13 @@ def _saved_model(path: Path) -> _Graph:
         ((name, pixels),) = signature.structured_input_signature[1].items()
         ((output, probabilities),) = signature.structured_outputs.items()
     except Exception as error:  # TensorFlow raises whatever its protobuf and file readers raise
-        raise PipelineError(f"{path} is no readable SavedModel of a classifier ({first_line(error)}).") from None
-    shape, classes = _check_ends(path, pixels.dtype.as_numpy_dtype, pixels.shape[1:], probabilities.shape[-1])
+        raise PipelineError(f"{path} is not a readable SavedModel of a classifier ({first_line(error)}).") from error
 
     def forward(images: Any) -> np.ndarray:
-        # `loaded` owns the variables and engines: a signature alone does not keep them.
+        # `loaded` owns the variables and engines: a signature alone does not keep them alive.
         return loaded.signatures["serving_default"](**{name: _tensor(images)})[output].numpy()
 
-    return _Graph(forward, shape, classes, _chunk(shape))
+    return _graph(path, forward, pixels.dtype.as_numpy_dtype, pixels.shape[1:], probabilities.shape[-1])
 
 
 def _tftrt(path: Path) -> _Graph:
@@ -280,16 +275,16 @@ def _tflite(path: Path) -> _Graph:
         _check_flatbuffer(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            interpreter = tf.lite.Interpreter(model_content=content, num_threads=_threads())
+            # TFLite's threads spin while they wait: with a thread for every core, one busy core delays all of them.
+            interpreter = tf.lite.Interpreter(model_content=content, num_threads=max(1, device.usable_cores() // 2))
         interpreter.allocate_tensors()
-        pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        scale, zero_point = output["quantization"]
-    except (ValueError, RuntimeError, IndexError, KeyError) as error:
+    except (ValueError, RuntimeError) as error:
         raise PipelineError(
-            f"{path} is no readable TFLite file ({first_line(error)}); make it again: python -m export.tflite"
-        ) from None
-    shape, classes = _check_ends(path, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1])
-    lock = threading.Lock()  # an interpreter holds one set of tensors: one call at a time
+            f"{path} is not a readable TFLite file ({first_line(error)}); export it again: python -m export.tflite"
+        ) from error
+    pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero_point = output["quantization"]
+    lock = threading.Lock()  # an interpreter has one set of tensors
 
     def forward(images: Any) -> np.ndarray:
         images = device.to_numpy(images)
@@ -304,27 +299,24 @@ def _tflite(path: Path) -> _Graph:
             return answer
         return (answer.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
-    return _Graph(forward, shape, classes, min(64, _chunk(shape)))
+    return _graph(path, forward, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1], limit=64)
 
 
 def _check_flatbuffer(content: bytes) -> None:
-    """Walk through a TFLite file once: the interpreter follows offsets unchecked, and crashes on a truncated file."""
+    """Read a TFLite file completely: the interpreter does not check offsets, and crashes on a truncated file."""
     from tensorflow.lite.python import schema_py_generated as schema
 
     if content[4:8] != b"TFL3":
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin with TFL3")
     try:
         schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    except Exception as error:  # struct.error, ValueError, IndexError, TypeError: whatever the wrong offset leads to
+    except Exception as error:  # flatbuffers raises struct.error, ValueError, IndexError, TypeError for a wrong offset
         raise ValueError("truncated or damaged") from error
 
 
 def _tensor(images: Any) -> Any:
-    """uint8 pixels as a TensorFlow tensor, without a copy where they are on the GPU."""
+    """uint8 pixels as a TensorFlow tensor, without a copy if they are on the GPU."""
     return device.to_tensorflow(images if images.flags.c_contiguous else device.xp().ascontiguousarray(images))
 
 
-def _threads() -> int:
-    """Half the cores this process may use: the interpreter's threads spin, and one too many makes all of them wait."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
+LOADERS = {"keras": _keras, "saved_model": _saved_model, "tflite": _tflite, "tftrt": _tftrt}

@@ -1,7 +1,4 @@
-"""Classify images with a TFLite file of a run; works on any machine.
-
-python -m export.tflite_infer image.png photos/ --top 3
-"""
+"""The command ``python -m export.tflite_infer``."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ ARTIFACTS = ("model_float32.tflite", "model_float16.tflite", "model_int8.tflite"
 def main() -> int:
     return infer.command(
         "python -m export.tflite_infer",
-        "Classify images with a TFLite file of a run.",
+        "Classify images with a TFLite file of a run; runs on any machine.",
         ARTIFACTS,
         "python -m export.tflite",
     )

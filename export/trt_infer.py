@@ -1,7 +1,4 @@
-"""Classify images with the TF-TRT engines of a run; needs an NVIDIA GPU.
-
-python -m export.trt_infer image.png photos/ --top 3
-"""
+"""The command ``python -m export.trt_infer``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The deployable graph as a SavedModel: uint8 pixels in, float32 probabilities out; what the converters start from.
+"""Export a run as a SavedModel (uint8 pixels in, float32 probabilities out); the converters start from it.
 
-python -m export.saved_model --run runs/latest
+saved_model.save(run)        # writes runs/NAME/export/saved_model
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.core import files
 
 
 def save(run: runs.Run) -> Path:
-    """Write `export/saved_model` of a run; an older one is replaced.
+    """Write `export/saved_model` of a run; an existing one is replaced.
 
     Returns:
         The folder. Its signature ``serving_default`` takes uint8 [N, H, W, C] and returns float32 [N, K].
@@ -32,7 +32,7 @@ def save(run: runs.Run) -> Path:
 
 
 def write(model: Any, folder: Path) -> None:
-    """Write a Keras model as a SavedModel, without what Keras prints about it."""
+    """Write a Keras model as a SavedModel, without Keras's messages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.export(str(folder), verbose=False)
@@ -41,7 +41,7 @@ def write(model: Any, folder: Path) -> None:
 def float32_copy(model: Any) -> Any:
     """A copy of a Keras model that computes in float32, whatever precision it was trained in.
 
-    Weights are float32 under every mixed policy, but bfloat16 arithmetic has no place in TFLite or TensorRT.
+    The weights are float32 under every mixed policy; TFLite and TensorRT do not support bfloat16 arithmetic.
     """
     copy = type(model).from_config(_in_float32(model.get_config()))
     copy.set_weights(model.get_weights())
@@ -49,7 +49,7 @@ def float32_copy(model: Any) -> Any:
 
 
 def _in_float32(config: Any) -> Any:
-    """The configuration with every mixed or half-precision dtype policy replaced by float32."""
+    """A Keras configuration with every mixed or half-precision dtype policy replaced by float32."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {**config["config"], "name": "float32"}}

@@ -1,6 +1,6 @@
-"""TFLite files of a run: float32, float16 and full-integer INT8, each measured against the Keras model.
+"""Export a run as TFLite files in float32, float16 and INT8, each measured against the Keras model.
 
-    python -m export.tflite --run runs/latest
+    paths = tflite.export(runs.find())       # {"float32": .../model_float32.tflite, ...}
 
 INT8 follows "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (Jacob et
 al., CVPR 2018): int8 weights per channel, activations calibrated on training images, uint8 in and out.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifacts, labels, saved_model
+from export.predict import Predictor
 from pipeline import runs
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError, first_line
@@ -22,31 +23,27 @@ from pipeline.evaluate import exports
 PRECISIONS = ("float32", "float16", "int8")
 
 
-CALIBRATION_IMAGES = 512
-
-
 def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
-    """Write and measure the three TFLite files of a run, and put their measurements into `export.json`.
+    """Write and measure the three TFLite files of a run; the measurements are added to `export.json`.
 
     Args:
         run: A finished run.
-        dataset: The `pipeline.datasets.Dataset` to calibrate and measure with; the run's own by default.
+        dataset: The `Dataset` to calibrate and measure with; the run's dataset by default.
 
     Returns:
-        Precision ("float32", "float16", "int8") to file, each uint8 [N, H, W, C] in for any N, probabilities out:
-        float32 [N, K], or uint8 [N, K] in steps of 1/256 in the INT8 file, which computes in integers throughout.
+        Precision ("float32", "float16", "int8") to file. Each takes uint8 [N, H, W, C] for any N. The float files
+        return float32 [N, K]; the INT8 file computes in integers only and returns uint8 [N, K] in steps of 1/256.
 
     Raises:
-        PipelineError: No such data, a data set of other classes, a network TFLite cannot express, or no room.
+        PipelineError: The dataset is missing or has other classes, TFLite does not support an operation of the
+            network, or the disk is full.
     """
-    from export.predict import Predictor
-
     dataset = dataset if dataset is not None else run.load_dataset()
     sample = artifacts.test_sample(run, dataset)
+    calibration = artifacts.calibration_images(dataset)
     model = run.load_model()
     paths = {}
     for precision in PRECISIONS:
-        calibration = artifacts.calibration_images(dataset, CALIBRATION_IMAGES) if precision == "int8" else None
         path = run.make_export_dir() / f"model_{precision}.tflite"
         files.write(path, labels.with_labels(convert(model, precision, calibration), run.card))
         exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
@@ -60,16 +57,17 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
     Args:
         model: uint8 [N, H, W, C] to float32 probabilities [N, K].
         precision: "float32", "float16" (weights; arithmetic stays float32 on a CPU) or "int8".
-        calibration: uint8 [M, H, W, C] NumPy training images whose activations set the integer ranges; INT8 only.
+        calibration: uint8 [M, H, W, C] NumPy training images that determine the integer ranges; only for "int8".
 
     Raises:
-        PipelineError: An unknown precision, INT8 without calibration images, or an operation TFLite does not have.
+        PipelineError: An unknown precision, INT8 without calibration images, or an operation that TFLite does not
+            support.
     """
     if precision not in PRECISIONS:
-        raise PipelineError(f"There is no TFLite precision {precision!r}; known ones: {', '.join(PRECISIONS)}.")
+        raise PipelineError(f"Expected a TFLite precision out of {', '.join(PRECISIONS)}, got {precision!r}.")
     integer = precision == "int8"
     if integer and (calibration is None or len(calibration) == 0):
-        raise PipelineError("INT8 needs training images for its calibration and got none.")
+        raise PipelineError("INT8 needs calibration images, got none; pass training images.")
     tf = device.tensorflow()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,49 +79,39 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if integer:
-            # Two pixels of one image pin the range of the pixels to 0..255, whatever the images hold.
+            # A black and a white pixel in one image fix the input range to 0..255, whatever the images contain.
             pinned = calibration[0].copy()
             pinned[0, 0], pinned[-1, -1] = 0, 255
             converter.representative_dataset = lambda: ([i[None].astype("float32")] for i in (pinned, *calibration))
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.uint8
         try:
-            return _converted(converter)
-        except _Refused as error:
+            return converter.convert()
+        except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
             raise PipelineError(
-                f"TFLite cannot express {find_unsupported_layer(model)} in {precision} ({error}).", 1
-            ) from None
-
-
-class _Refused(Exception):
-    """What the converter says of a graph that TFLite cannot express, in one line."""
-
-
-def _converted(converter: Any) -> bytes:
-    try:
-        return converter.convert()
-    except Exception as error:  # the converter raises its own ConverterError, RuntimeError or ValueError
-        raise _Refused(first_line(error)) from None
+                f"TFLite does not support {find_unsupported_layer(model)} in {precision} ({first_line(error)}).", 1
+            ) from error
 
 
 def find_unsupported_layer(model: Any) -> str:
-    """What of a deployable model TFLite cannot express: the first of the network's layers that it refuses alone."""
+    """Name the first layer of a deployable model's network that TFLite cannot convert on its own."""
     tf = device.tensorflow()
     import keras
 
-    layers = (layer for layer in model.get_layer("network").layers if not isinstance(layer, keras.layers.InputLayer))
-    for layer in layers:
+    for layer in model.get_layer("network").layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            saved_model.write(_alone(layer), Path(folder))
+            saved_model.write(_single_layer_model(layer), Path(folder))
             try:
-                _converted(tf.lite.TFLiteConverter.from_saved_model(folder))
-            except _Refused:
+                tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+            except Exception:  # as in `convert`
                 return f"the layer {layer.name!r} ({type(layer).__name__}) of this network"
     return "this network"
 
 
-def _alone(layer: Any) -> Any:
-    """A model of one layer of a functional model, called as it is called there."""
+def _single_layer_model(layer: Any) -> Any:
+    """A model with one layer of a functional model, called with the same arguments."""
     import keras
 
     call = layer._inbound_nodes[0].arguments
@@ -133,11 +121,11 @@ def _alone(layer: Any) -> Any:
 
 
 def _for_integers(model: Any) -> Any:
-    """The deployable graph in a form that loses little in integers: float32 pixels in 0..255 to probabilities.
+    """The deployable model rewritten for quantization: float32 pixels from 0 to 255 in, probabilities out.
 
-    Float pixels, so that their quantisation is scale 1 and zero point 0 and no cast is left in front of it. Rescaling
-    and normalisation as one 1×1 depthwise convolution, so that pixels are rounded once and not after each of three
-    operations: on CIFAR-10 that was worth 0.8 points of agreement with the Keras model.
+    The input is float so that its quantization is scale 1 and zero point 0, without a cast before it. Rescaling and
+    normalisation become one 1×1 depthwise convolution, so that pixels are rounded once instead of after each of three
+    operations: on CIFAR-10 this improved the agreement with the Keras model by 0.8 percentage points.
     """
     import keras
 

@@ -1,12 +1,10 @@
-"""``python -m export.tflite --run runs/latest``: write and measure the TFLite files of a run."""
+"""The command ``python -m export.tflite``."""
 
 from __future__ import annotations
 
 import argparse
 
-from export.tflite import (
-    export,
-)
+from export.tflite import export
 from pipeline import runs
 from pipeline.core import cli
 from pipeline.evaluate import exports
@@ -14,10 +12,13 @@ from pipeline.evaluate import exports
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m export.tflite", description="Write and measure float32, float16 and INT8 TFLite files of a run."
+        prog="python -m export.tflite",
+        description="Write the float32, float16 and INT8 TFLite files of a run to its export folder, and print their "
+        "size, accuracy and speed.",
+        epilog="Example: python -m export.tflite --run runs/first",
     )
     parser.add_argument("--run", help="run folder or name (default: runs/latest)")
-    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    parser.add_argument("--data-dir", help="the folder of the run's dataset, if it has moved")
     arguments = parser.parse_args()
     run = runs.find(arguments.run)
     dataset = run.load_dataset(data_dir=arguments.data_dir)

@@ -1,8 +1,8 @@
-"""TF-TRT: the SavedModel of a run with its network replaced by TensorRT engines, built, calibrated and saved.
+"""Export a run with TF-TRT: a SavedModel whose network is replaced by TensorRT engines, calibrated and built.
 
-python -m export.tftrt --run runs/latest --precision INT8
+    path = tftrt.export(runs.find(), precision="INT8")       # writes runs/NAME/export/tftrt_int8
 
-The engines run on the kind of GPU they were built on, with TensorFlow 2.17, the last release with TF-TRT.
+The engines run on the kind of GPU that built them, with TensorFlow 2.17, the last release with TF-TRT.
 """
 
 from __future__ import annotations
@@ -16,54 +16,44 @@ from typing import Any
 import numpy as np
 
 from export import artifacts, labels, saved_model, tensorrt_library
+from export.predict import Predictor, max_batch
 from pipeline import runs
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import exports
 
 PRECISIONS = ("INT8", "FP16", "FP32")
-
-
-CALIBRATION_IMAGES = 512
-
-
-CALIBRATION_BATCH = 64  # every batch of a calibration has one shape
-
-
-PROFILE_BATCHES = (1, 64, 1024)  # the smallest and largest bound the engines' one profile
+CALIBRATION_BATCH = 64  # TF-TRT needs batches of equal size for the calibration
 
 
 def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
-    """Convert, build, save and measure one TF-TRT artifact of a run, and put its measurements into `export.json`.
+    """Convert, build, save and measure the TF-TRT engines of a run; the measurements are added to `export.json`.
 
     Args:
         run: A finished run.
-        dataset: The `pipeline.datasets.Dataset` to calibrate and measure with; the run's own by default.
+        dataset: The `Dataset` to calibrate and measure with; the run's dataset by default.
         precision: "INT8" (calibrated on 512 training images), "FP16" or "FP32".
 
     Returns:
-        `export/tftrt_int8` (or `_fp16`, `_fp32`): a SavedModel, uint8 [N, H, W, C] to float32 [N, K] for N from 1 to
-        1,024 in the engines and above that in TensorFlow, with `tftrt.json` (precision, engines, converted nodes, GPU,
-        versions) and `labels.json` beside it.
+        `export/tftrt_int8` (or `_fp16`, `_fp32`): a SavedModel from uint8 [N, H, W, C] to float32 [N, K], with
+        `tftrt.json` (precision, engines, converted nodes, GPU, versions) and `labels.json`. The engines take batches
+        up to `predict.max_batch`; TensorFlow computes larger ones, which a `Predictor` never sends.
 
     Raises:
-        PipelineError: No NVIDIA GPU or TensorRT, an unknown precision, data of other classes, a network of which
-            nothing could be converted, or no room.
+        PipelineError: There is no NVIDIA GPU or TensorRT, the precision is unknown, the dataset has other classes,
+            TF-TRT cannot convert any part of the network, or the disk is full.
     """
-    from export.predict import Predictor
-
     if precision.upper() not in PRECISIONS:
-        raise PipelineError(f"There is no TF-TRT precision {precision!r}; known ones: {', '.join(PRECISIONS)}.")
+        raise PipelineError(f"Expected a TF-TRT precision out of {', '.join(PRECISIONS)}, got {precision!r}.")
     precision = precision.upper()
     version = tensorrt_library.require()
     dataset = dataset if dataset is not None else run.load_dataset()
     sample = artifacts.test_sample(run, dataset)
-    images = artifacts.calibration_images(dataset, CALIBRATION_IMAGES)
+    images = artifacts.calibration_images(dataset)
     path = run.export_dir / f"tftrt_{precision.lower()}"
     source = saved_model.save(run)
     with files.atomic_write(path) as temporary:
-        manifest = _convert(source, temporary, precision, images)
-        manifest |= {
+        manifest = _convert(source, temporary, precision, images) | {
             "tensorrt": ".".join(map(str, version)),
             "compute_capability": device.compute_capability(),
             "machine": device.describe(),
@@ -71,9 +61,14 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
         (temporary / labels.LABELS).write_bytes(labels.labels_json(run.card))
         files.write_json(temporary / tensorrt_library.MANIFEST, manifest)
     measured = artifacts.measure(Predictor.load(path), sample)
-    conversion = {key: manifest[key] for key in ("engines", "nodes_converted", "nodes")}
-    exports.record(run, path, measured | conversion)
+    exports.record(run, path, measured | {key: manifest[key] for key in ("engines", "nodes_converted", "nodes")})
     return path
+
+
+def profile_batches(input_shape: tuple[int, int, int]) -> list[int]:
+    """The batch sizes that engines for images of (H, W, C) are built with; the first and last bound their profile."""
+    largest = max_batch(input_shape)
+    return sorted({1, min(64, largest), largest})
 
 
 def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> dict[str, Any]:
@@ -83,19 +78,17 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
         images: uint8 [M, H, W, C] training images on the host, at least one; repeated to fill the profile's batches.
 
     Returns:
-        What `count_nodes` found, with the precision, the profile's batches and the number of calibration images.
+        The result of `count_nodes`, the precision, the profile's batches and the number of calibration images.
     """
     tf = device.tensorflow()
     calibrated = precision == "INT8"
+    batches = profile_batches(images.shape[1:])
 
-    def filled(start: int, count: int) -> tuple[Any]:
+    def batch(start: int, count: int) -> tuple[Any]:
         return (tf.constant(images[np.arange(start, start + count) % len(images)]),)
 
-    def calibration_batches() -> Any:
-        return (filled(start, CALIBRATION_BATCH) for start in range(0, len(images), CALIBRATION_BATCH))
-
-    def profile_batches() -> Any:
-        return (filled(0, count) for count in PROFILE_BATCHES)
+    def calibration_input() -> Any:
+        return (batch(start, CALIBRATION_BATCH) for start in range(0, len(images), CALIBRATION_BATCH))
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
@@ -109,40 +102,40 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
             )
         except RuntimeError as error:  # TensorFlow compares the versions here
             raise PipelineError(
-                f"TensorFlow {tf.__version__} refuses the TensorRT that is loaded ({error}); it wants "
+                f"TensorFlow {tf.__version__} does not accept the installed TensorRT ({error}); it needs "
                 f"{tensorrt_library.VERSION} or a later 8.x: pip install -r requirements-tensorrt.txt"
-            ) from None
-        converted = converter.convert(calibration_input_fn=calibration_batches if calibrated else None)
+            ) from error
+        converted = converter.convert(calibration_input_fn=calibration_input if calibrated else None)
         graph = converted.graph.as_graph_def()
         manifest = count_nodes(graph)
         if manifest["engines"] == 0:
             raise PipelineError(
-                f"TF-TRT could convert nothing of this network: it left {', '.join(unconverted_ops(graph))} "
-                "(logs/tensorflow.log says why); use export.tflite",
+                f"TF-TRT cannot convert any part of this network; unconverted: {', '.join(unconverted_ops(graph))} "
+                "(logs/tensorflow.log contains the reasons); use export.tflite instead.",
                 exit_code=1,
             )
-        converter.build(input_fn=profile_batches)
-        # The converter leaves a copy of its engines in the temporary folder for good.
+        converter.build(input_fn=lambda: (batch(0, count) for count in batches))
+        # The converter leaves a copy of its engines in the temporary folder.
         default, tempfile.tempdir = tempfile.tempdir, scratch
         try:
             converter.save(str(target), save_gpu_specific_engines=True)
         finally:
             tempfile.tempdir = default
     if not list((target / "assets").glob("trt-serialized-engine.*")):
-        raise PipelineError("TensorRT built no engine; see logs/tensorflow.log for its reason.", exit_code=1)
+        raise PipelineError("TensorRT built no engine; logs/tensorflow.log contains the reason.", exit_code=1)
     return manifest | {
         "precision": precision,
-        "profile_batches": list(PROFILE_BATCHES),
+        "profile_batches": batches,
         "calibration_images": len(images) if calibrated else 0,
     }
 
 
 def count_nodes(graph: Any) -> dict[str, Any]:
-    """Count what TF-TRT converted in a `GraphDef`.
+    """Count the nodes that TF-TRT converted in a `GraphDef`.
 
     Returns:
-        A dictionary with ``engines``, ``nodes_converted`` (nodes inside the engines), ``nodes`` (those and the ones
-        left to TensorFlow, without the engines) and ``nodes_left`` (operation to count).
+        A dictionary with ``engines``, ``nodes_converted`` (nodes inside the engines), ``nodes`` (those and the
+        unconverted ones, without the engines) and ``nodes_left`` (unconverted operation to count).
     """
     engines = [node.name for node in graph.node if node.op == "TRTEngineOp"]
     segments = {function.signature.name: len(function.node_def) for function in graph.library.function}
@@ -157,7 +150,7 @@ def count_nodes(graph: Any) -> dict[str, Any]:
 
 
 def unconverted_ops(graph: Any, count: int = 5) -> list[str]:
-    """The first operations that TF-TRT left to TensorFlow, each with the layer it is in: ``Lgamma in layer odd``."""
+    """The first operations that TF-TRT did not convert, each with its layer: ``Lgamma in layer odd``."""
     found = []
     for node in graph.node:
         layer = next((part for part in reversed(node.name.split("/")[:-1]) if part), None)

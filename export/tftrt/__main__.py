@@ -1,14 +1,11 @@
-"""``python -m export.tftrt --run runs/latest --precision INT8``: build and measure TF-TRT engines of a run."""
+"""The command ``python -m export.tftrt``."""
 
 from __future__ import annotations
 
 import argparse
 
 from export import tensorrt_library
-from export.tftrt import (
-    PRECISIONS,
-    export,
-)
+from export.tftrt import PRECISIONS, export
 from pipeline import runs
 from pipeline.core import cli
 from pipeline.evaluate import exports
@@ -16,11 +13,14 @@ from pipeline.evaluate import exports
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m export.tftrt", description="Build, calibrate and measure the TF-TRT engines of a run."
+        prog="python -m export.tftrt",
+        description="Build the TF-TRT engines of a run in its export folder, and print their size, accuracy and speed. "
+        "Needs an NVIDIA GPU and TensorRT 8.6.",
+        epilog="Example: python -m export.tftrt --run runs/first --precision INT8",
     )
     parser.add_argument("--run", help="run folder or name (default: runs/latest)")
     parser.add_argument("--precision", default="INT8", type=str.upper, choices=PRECISIONS, help="default: %(default)s")
-    parser.add_argument("--data-dir", help="where the run's data set is now, if it has moved")
+    parser.add_argument("--data-dir", help="the folder of the run's dataset, if it has moved")
     arguments = parser.parse_args()
     tensorrt_library.require()
     run = runs.find(arguments.run)

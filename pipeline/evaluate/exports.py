@@ -1,4 +1,8 @@
-"""Measurements of exported files, kept in `export.json` of a run."""
+"""Measurements of exported models, stored in a run's `export/export.json`.
+
+exports.record(run, path, measured)
+console.print(exports.table(run))
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,22 @@ from typing import Any
 from pipeline import runs
 from pipeline.core import files
 
-# --- export.json ---------------------------------------------------------------------------------------------------
-
 
 def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
-    """Put one artifact's measurements into the run's `export.json`, leaving the others' as they are."""
+    """Add or replace one exported model's measurements in the run's `export.json`."""
     path = run.make_export_dir() / "export.json"
     with files.locked(path.parent):
         files.write_json(path, {**_read_json(path), artifact.name: measured})
 
 
 def recorded(run: runs.Run) -> dict[str, dict[str, Any]]:
-    """The measurements in the run's `export.json` of the artifacts that are still there: name to `measure`'s result."""
+    """The measurements of all exported models that still exist: name to the result of `export.artifacts.measure`."""
     content = _read_json(run.export_dir / "export.json")
     return {name: row for name, row in content.items() if path_of(run, name).exists()}
 
 
 def path_of(run: runs.Run, name: str) -> Path:
-    """Where the artifact called `name` in `export.json` lies."""
+    """The file or folder of the exported model called `name` in `export.json`."""
     return run.model_path if name == run.model_path.name else run.export_dir / name
 
 
@@ -35,16 +37,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):  # missing or damaged: it is made again from what is measured next
+    except (OSError, ValueError):  # missing or damaged: written again with the next measurement
         return {}
 
 
 def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
-    """The run's `export.json` as a `rich` table, ready to print; `names` leaves out the others."""
+    """The run's `export.json` as a `rich` table; only the rows in `names`, if given."""
     from rich import box
     from rich.table import Table
 
-    # Narrow enough for a terminal of 80 columns with a network of 40 MiB.
+    # At most 80 columns wide for a network of 40 MiB.
     result = Table(title=f"Artifacts of {run.name}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     result.caption = "accuracy on test images, agreement with Keras, images/s at batch 64"
     result.add_column("artifact", no_wrap=True)
@@ -64,5 +66,5 @@ def table(run: runs.Run, names: Sequence[str] | None = None) -> Any:
 
 
 def readable_size(count: int) -> str:
-    """A number of bytes for people: KiB, from 1 MiB on MiB."""
+    """A number of bytes as text, in KiB below 1 MiB and in MiB above."""
     return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"

@@ -1,7 +1,6 @@
-"""The exported files: what they take, their size, that they agree with the Keras model, and that they are whole."""
+"""Exported models: input, size, agreement with the Keras model, measurements and error messages."""
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -16,16 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import artifacts, saved_model, tensorrt_library, tflite, tftrt
+from export import artifacts, predict, saved_model, tensorrt_library, tflite, tftrt
 from export.predict import Predictor
 from pipeline import models, runs
-from pipeline.core import device, files
+from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
 from tests.export.small_run import digits, write_run
-
-pytest_plugins = ["tests.export.small_run"]
 
 
 @pytest.fixture
@@ -35,8 +32,8 @@ def run(trained_run, tmp_path):
     return runs.Run(tmp_path / "runs" / "small")
 
 
-def keras_answers(run, images):
-    """The Keras model's own predictions, by Keras's own code."""
+def keras_probabilities(run, images):
+    """The predictions of Keras's `predict`."""
     return run.load_model().predict(images, verbose=0)
 
 
@@ -55,8 +52,8 @@ def interpreter(path):
 )
 def test_artifact_agrees_with_keras(exported_run, digit_images, artifact, least):
     images, labels = digit_images
-    expected = keras_answers(exported_run, images)
-    assert np.mean(expected.argmax(1) == labels) > 0.9, "an untrained model would agree about nothing"
+    expected = keras_probabilities(exported_run, images)
+    assert np.mean(expected.argmax(1) == labels) > 0.9, "agreement of an untrained model means nothing"
     answers = Predictor.load(exported_run.export_dir / artifact).probabilities(images)
     assert answers.dtype == np.float32
     assert np.mean(answers.argmax(1) == expected.argmax(1)) >= least
@@ -66,12 +63,12 @@ def test_artifact_agrees_with_keras(exported_run, digit_images, artifact, least)
         np.testing.assert_allclose(answers, expected, atol=1e-4)
 
 
-def test_int8_is_integer_from_end_to_end(exported_run):
+def test_int8_computes_in_integers_only(exported_run):
     path = exported_run.export_dir / "model_int8.tflite"
     loaded = interpreter(path)
     pixels, probabilities = loaded.get_input_details()[0], loaded.get_output_details()[0]
     assert pixels["dtype"] == np.uint8
-    assert pixels["quantization"] == (1.0, 0), "pixels go in as they are"
+    assert pixels["quantization"] == (1.0, 0)
     assert probabilities["dtype"] == np.uint8
     loaded.allocate_tensors()
     floats = [tensor["name"] for tensor in loaded.get_tensor_details() if tensor["dtype"] in (np.float32, np.float16)]
@@ -98,7 +95,7 @@ def test_tflite_takes_any_batch(exported_run, digit_images, precision):
 def test_mixed_precision_run_exports_in_float32(tmp_path, digit_images):
     run = write_run(tmp_path / "mixed", precision="mixed_bfloat16", epochs=1)
     images = digit_images[0][:100]
-    expected = keras_answers(run, images)
+    expected = keras_probabilities(run, images)
     answers = Predictor.load(saved_model.save(run)).probabilities(images)
     assert np.abs(answers - expected).max() < 0.1
     assert np.mean(answers.argmax(1) == expected.argmax(1)) >= 0.95
@@ -112,12 +109,12 @@ def test_mixed_precision_run_exports_in_float32(tmp_path, digit_images):
     assert content[4:8] == b"TFL3"
 
 
-def test_export_json_holds_what_is_there(exported_run, digit_images):
+def test_export_json_contains_the_measurements(exported_run, digit_images):
     images, labels = digit_images
     rows = exports.recorded(exported_run)
     names = {"model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"}
     assert set(rows) == names
-    expected = keras_answers(exported_run, images).argmax(1)
+    expected = keras_probabilities(exported_run, images).argmax(1)
     assert rows["model.keras"]["test_accuracy"] == pytest.approx(np.mean(expected == labels))
     assert rows["model.keras"]["agreement"] == 1
     for name in names - {"model.keras"}:
@@ -129,7 +126,7 @@ def test_export_json_holds_what_is_there(exported_run, digit_images):
         assert row["images_per_second"] > 0
 
 
-def test_deleted_artifact_leaves_the_table(run):
+def test_deleted_files_are_removed_from_the_table(run):
     measured = dict(size_bytes=1, test_accuracy=1.0, agreement=1.0, latency_ms=1.0, images_per_second=1.0)
     for name in ("model_int8.tflite", "model_float16.tflite"):
         (run.make_export_dir() / name).write_bytes(b"x")
@@ -139,7 +136,7 @@ def test_deleted_artifact_leaves_the_table(run):
     assert exports.table(run).row_count == 1
 
 
-def test_reading_a_run_without_exports_makes_nothing(trained_run, tmp_path):
+def test_reading_a_run_without_exports_creates_no_files(trained_run, tmp_path):
     shutil.copytree(trained_run.path, tmp_path / "bare", ignore=shutil.ignore_patterns("export"))
     bare = runs.Run(tmp_path / "bare")
     before = sorted(path.name for path in bare.path.iterdir())
@@ -148,7 +145,7 @@ def test_reading_a_run_without_exports_makes_nothing(trained_run, tmp_path):
     assert sorted(path.name for path in bare.path.iterdir()) == before and not bare.export_dir.exists()
 
 
-def test_damaged_export_json_is_made_again(run):
+def test_damaged_export_json_is_replaced(run):
     (run.make_export_dir() / "export.json").write_text('{"model.ke', encoding="utf-8")
     exports.record(run, run.model_path, {"size_bytes": 3})
     assert json.loads((run.export_dir / "export.json").read_text(encoding="utf-8")) == {
@@ -156,7 +153,7 @@ def test_damaged_export_json_is_made_again(run):
     }
 
 
-def test_records_at_once_are_all_kept(run):
+def test_concurrent_records_are_all_written(run):
     threads = [
         threading.Thread(target=exports.record, args=(run, run.export_dir / f"artifact{index}", {"size_bytes": index}))
         for index in range(20)
@@ -168,7 +165,7 @@ def test_records_at_once_are_all_kept(run):
     assert len(json.loads((run.export_dir / "export.json").read_text(encoding="utf-8"))) == 20
 
 
-def test_exporting_again_replaces_and_leaves_nothing_behind(run):
+def test_exporting_again_replaces_the_folder(run):
     first = saved_model.save(run)
     (first / "stale").write_text("from the older export", encoding="utf-8")
     assert saved_model.save(run) == first
@@ -176,110 +173,26 @@ def test_exporting_again_replaces_and_leaves_nothing_behind(run):
     assert sorted(p.name for p in run.export_dir.iterdir()) == [".lock", "saved_model"]
 
 
-def test_failed_write_keeps_the_older_artifact(tmp_path):
-    path = tmp_path / "artifact"
-    path.mkdir()
-    (path / "content").write_text("old", encoding="utf-8")
-    full = OSError(errno.ENOSPC, "No space left on device")
-    for error in (full, RuntimeError("RESOURCE_EXHAUSTED: x.tmp; No space left on device")):
-        with (
-            pytest.raises(PipelineError, match="artifact") as raised,
-            files.atomic_write(path) as temporary,
-        ):
-            temporary.mkdir()
-            (temporary / "content").write_text("half", encoding="utf-8")
-            raise error
-        assert raised.value.exit_code == 1
-    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as temporary:
-        temporary.write_text("half", encoding="utf-8")
-        raise ZeroDivisionError
-    assert (path / "content").read_text(encoding="utf-8") == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_stop_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, killed):
-    path = tmp_path / "artifact"
-
-    def write(text):
-        with files.atomic_write(path) as temporary:
-            temporary.mkdir()
-            (temporary / "content").write_text(text, encoding="utf-8")
-
-    write("old")
-    replace = Path.replace
-
-    def stop_at_the_second(self, target):
-        if self.name.startswith(".tmp-"):
-            assert not path.exists()
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stop_at_the_second)
-        if killed:  # nothing is tidied up, and the kernel frees the lock
-            patch.setattr(files, "_clear", lambda *_: (_ for _ in ()).throw(OSError))
-        with pytest.raises(KeyboardInterrupt):
-            write("new")
-    if killed:
-        assert not path.exists()
-        with pytest.raises(ZeroDivisionError), files.atomic_write(path):
-            raise ZeroDivisionError
-    assert (path / "content").read_text(encoding="utf-8") == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
-
-
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("no folder", encoding="utf-8")
-    with pytest.raises(PipelineError, match="file/artifact") as error:
-        files.write(tmp_path / "file" / "artifact", b"content")
-    assert error.value.exit_code == 1
-
-
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"compute_capability": null}', "{}"])
-def test_a_damaged_manifest_of_engines_is_one_sentence(tmp_path, monkeypatch, content):
+def test_a_damaged_tftrt_manifest_is_an_error(tmp_path, monkeypatch, content):
     (tmp_path / tensorrt_library.MANIFEST).write_text(content, encoding="utf-8")
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     with pytest.raises(PipelineError, match=r"export.tftrt"):
         tensorrt_library.require(tmp_path)
 
 
-def test_writers_at_once_leave_one_whole_folder(tmp_path):
-    path = tmp_path / "artifact"
-    failures = []
-
-    def write(mark):
-        try:
-            with files.atomic_write(path) as temporary:
-                temporary.mkdir()
-                for part in range(20):
-                    (temporary / str(part)).write_text(mark, encoding="utf-8")
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=write, args=(str(index),)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "artifact"]
-    assert len(list(path.iterdir())) == 20
-    assert len({p.read_text(encoding="utf-8") for p in path.iterdir()}) == 1, "parts of two writers in one folder"
-
-
-def test_calibration_sample_is_balanced_seeded_and_without_repetition():
+def test_balanced_sample_is_seeded_and_has_no_duplicates():
     labels = np.repeat([0, 1, 2], [500, 100, 8])
     chosen = artifacts.balanced_sample(labels, 60, seed=1)
     assert len(set(chosen.tolist())) == 60
-    assert np.bincount(labels[chosen]).tolist() == [26, 26, 8], "as even as the classes allow"
+    assert np.bincount(labels[chosen]).tolist() == [26, 26, 8], "as even as the sizes of the classes allow"
     np.testing.assert_array_equal(chosen, artifacts.balanced_sample(labels, 60, seed=1))
     assert not np.array_equal(chosen, artifacts.balanced_sample(labels, 60, seed=2))
     assert sorted(artifacts.balanced_sample(labels, 10_000).tolist()) == list(range(608))
-    assert np.any(np.diff(labels[chosen]) < 0), "shuffled, so that a batch of it holds all classes"
+    assert np.any(np.diff(labels[chosen]) < 0), "shuffled, so that a batch contains all classes"
 
 
-def test_wrong_data_set_is_refused(run):
+def test_a_dataset_of_other_classes_is_an_error(run):
     other = dataclasses.replace(digits(), class_names=["cat", "dog"])
     with pytest.raises(PipelineError, match=r"\b2\b"):
         tflite.export(run, other)
@@ -289,28 +202,28 @@ def test_wrong_data_set_is_refused(run):
         tflite.export(run, empty)
 
 
-def test_convert_says_what_is_wrong(run):
+def test_convert_reports_wrong_arguments(run):
     with pytest.raises(PipelineError, match="int4"):
         tflite.convert(run.load_model(), "int4")
     with pytest.raises(PipelineError, match=r"(?i)int8"):
         tflite.convert(run.load_model(), "int8")
 
 
-def test_dark_training_images_do_not_narrow_the_pixels_range(run, digit_images):
-    """Calibrated on images that never reach 255, the file still takes pixels as they are."""
+def test_dark_calibration_images_do_not_narrow_the_input_range(run, digit_images):
+    """The input scale is 1 even if no calibration image has a pixel of 255."""
     path = run.make_export_dir() / "dark.tflite"
     path.write_bytes(tflite.convert(run.load_model(), "int8", digit_images[0][:20] // 2))
     assert interpreter(path).get_input_details()[0]["quantization"] == (1.0, 0)
 
 
-def test_labels_travel_inside_a_tflite_file(exported_run, tmp_path):
+def test_a_tflite_file_contains_its_labels(exported_run, tmp_path):
     path = shutil.copy(exported_run.export_dir / "model_int8.tflite", tmp_path / "elsewhere.tflite")
     with zipfile.ZipFile(path) as archive:
         assert json.loads(archive.read("labels.json"))["input_shape"] == [16, 16, 3]
     assert Predictor.load(path).class_names == list("0123456789")
 
 
-def test_tftrt_without_a_gpu_says_what_works_instead(run, monkeypatch):
+def test_tftrt_without_a_gpu_recommends_tflite(run, monkeypatch):
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     with pytest.raises(PipelineError, match=r"export.tflite") as raised:
         tftrt.export(run, digits())
@@ -319,7 +232,7 @@ def test_tftrt_without_a_gpu_says_what_works_instead(run, monkeypatch):
         tftrt.export(run, digits(), precision="INT4")
 
 
-def test_tensorrt_missing_says_how_to_install_it(monkeypatch):
+def test_missing_tensorrt_names_the_requirements_file(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PipelineError, match=r"requirements-tensorrt.txt"):
         tensorrt_library.find()
@@ -328,14 +241,14 @@ def test_tensorrt_missing_says_how_to_install_it(monkeypatch):
 def test_tensorrt_is_found_in_its_package(tmp_path, monkeypatch):
     folder = tmp_path / "tensorrt_libs"
     folder.mkdir()
-    (folder / "__init__.py").write_text("raise RuntimeError('looking for a package must not run it')", encoding="utf-8")
+    (folder / "__init__.py").write_text("raise RuntimeError('the package must not be imported')", encoding="utf-8")
     (folder / "libnvinfer.so.8").write_bytes(b"")
     monkeypatch.syspath_prepend(tmp_path)
     assert tensorrt_library.find() == folder
 
 
-def test_library_answers_to_another_name():
-    """What TensorFlow needs: opening a name that no folder of the search path holds gives the library loaded for it."""
+def test_a_library_is_found_under_another_name():
+    """Opening a name that is not on the search path finds the library that was loaded under this name."""
     import ctypes
 
     wanted = "libwanted_by_a_test.so.8.6.1"
@@ -350,7 +263,7 @@ def test_library_answers_to_another_name():
 
 
 def test_tensorflow_finds_a_library_under_its_other_name():
-    """TensorFlow, imported already, opens the two libraries by their full names and by no path."""
+    """TensorFlow opens the two libraries by name after they were loaded under this name."""
     program = """
 from pathlib import Path
 from export import tensorrt_library
@@ -372,7 +285,7 @@ print(tf2tensorrt.is_tensorrt_enabled())
     assert after == "True"
 
 
-def test_loading_a_library_that_is_none_is_an_error(tmp_path):
+def test_loading_an_invalid_library_is_an_error(tmp_path):
     broken = tmp_path / "libbroken.so"
     broken.write_bytes(b"not a library at all")
     with pytest.raises(OSError, match=r"libbroken.so"):
@@ -382,7 +295,7 @@ def test_loading_a_library_that_is_none_is_an_error(tmp_path):
         tensorrt_library.load_as("libother_name.so.1", broken)
 
 
-def test_what_cannot_be_converted_is_named_with_its_layer():
+def test_errors_name_the_unsupported_layer():
     tf = device.tensorflow()
     import keras
 
@@ -429,8 +342,9 @@ def test_converted_nodes_are_counted():
     }
 
 
-def test_tensorrt_is_given_every_calibration_image_once_and_all_profiles(tmp_path, monkeypatch):
-    """The converter itself needs a GPU (tests/gpu); what it is asked for shows without one."""
+@pytest.fixture
+def converter_input(monkeypatch):
+    """What `tftrt` gives to a fake TF-TRT converter; the real one needs a GPU (tests/gpu)."""
     tf = device.tensorflow()
     seen = {}
 
@@ -440,12 +354,9 @@ def test_tensorrt_is_given_every_calibration_image_once_and_all_profiles(tmp_pat
 
         def convert(self, calibration_input_fn):
             seen["calibration"] = calibration_input_fn and [batch.numpy() for (batch,) in calibration_input_fn()]
-            graph = tf.Graph()
-            with graph.as_default():
-                tf.identity(1.0)
-            graph_def = graph.as_graph_def()
-            graph_def.node.add(name="TRTEngineOp_000_000", op="TRTEngineOp")
-            return types.SimpleNamespace(graph=types.SimpleNamespace(as_graph_def=lambda: graph_def))
+            graph = tf.compat.v1.GraphDef()
+            graph.node.add(name="TRTEngineOp_000_000", op="TRTEngineOp")
+            return types.SimpleNamespace(graph=types.SimpleNamespace(as_graph_def=lambda: graph))
 
         def build(self, input_fn):
             seen["profiles"] = [batch.numpy() for (batch,) in input_fn()]
@@ -457,23 +368,45 @@ def test_tensorrt_is_given_every_calibration_image_once_and_all_profiles(tmp_pat
             (Path(folder) / "assets" / "trt-serialized-engine.TRTEngineOp_000_000").write_bytes(b"engine")
 
     monkeypatch.setattr(tf.experimental.tensorrt, "Converter", Converter)
+    return seen
+
+
+def test_the_tftrt_converter_gets_every_calibration_image_once(tmp_path, converter_input):
     images = np.arange(512, dtype=np.uint16).view(np.uint8).reshape(512, 1, 2, 1)
     manifest = tftrt._convert(tmp_path, tmp_path / "int8", "INT8", images)
-    assert {batch.shape for batch in seen["calibration"]} == {(64, 1, 2, 1)}, "one shape for all batches"
-    np.testing.assert_array_equal(np.concatenate(seen["calibration"]), images)
-    assert [len(batch) for batch in seen["profiles"]] == [1, 64, 1024]
-    assert {batch.dtype.name for batch in seen["profiles"]} == {"uint8"}
-    assert seen["settings"]["precision_mode"] == "INT8"
-    assert seen["settings"]["use_dynamic_shape"] is True
+    assert {batch.shape for batch in converter_input["calibration"]} == {(64, 1, 2, 1)}, "one shape for all batches"
+    np.testing.assert_array_equal(np.concatenate(converter_input["calibration"]), images)
+    assert [len(batch) for batch in converter_input["profiles"]] == [1, 64, 1024]
+    assert {batch.dtype.name for batch in converter_input["profiles"]} == {"uint8"}
+    assert converter_input["settings"]["precision_mode"] == "INT8"
+    assert converter_input["settings"]["use_dynamic_shape"] is True
     assert manifest["calibration_images"] == 512
-    assert not Path(seen["scratch"]).exists(), "the converter's own copy of the engines"
+    assert not Path(converter_input["scratch"]).exists(), "the converter's copy of the engines"
     assert Path(tempfile.gettempdir()).exists()
     manifest = tftrt._convert(tmp_path, tmp_path / "fp16", "FP16", images[:5])
-    assert seen["calibration"] is None
+    assert converter_input["calibration"] is None
     assert manifest["calibration_images"] == 0
 
 
-def test_nothing_converted_is_a_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [32, 224, 512, 3000])
+def test_the_largest_profile_batch_is_the_largest_batch_of_a_predictor(tmp_path, converter_input, size):
+    manifest = tftrt._convert(tmp_path, tmp_path / "out", "FP16", np.zeros((1, size, size, 1), np.uint8))
+    batches = [len(batch) for batch in converter_input["profiles"]]
+    assert manifest["profile_batches"] == batches == sorted(set(batches))
+    sent = []
+
+    def forward(images):
+        sent.append(len(images))
+        return np.ones((len(images), 1), np.float32)
+
+    predictor = Predictor(tmp_path, "tftrt", predict._graph(tmp_path, forward, np.uint8, (size, size, 1), 1), ["x"])
+    count = batches[-1] + 1
+    predictor.probabilities(np.broadcast_to(np.zeros((), np.uint8), (count, size, size, 1)))
+    assert sent == [batches[-1], 1]
+    assert {32: 1024, 224: 83, 512: 16, 3000: 1}[size] == batches[-1]
+
+
+def test_an_unconvertible_network_is_an_error(tmp_path, monkeypatch):
     tf = device.tensorflow()
     converted = types.SimpleNamespace(graph=tf.Graph())
     converter = types.SimpleNamespace(convert=lambda calibration_input_fn: converted)
@@ -483,7 +416,7 @@ def test_nothing_converted_is_a_sentence(tmp_path, monkeypatch):
     assert raised.value.exit_code == 1
 
 
-def test_tensorrt_of_another_version_is_a_sentence(tmp_path, monkeypatch):
+def test_another_tensorrt_version_is_an_error(tmp_path, monkeypatch):
     def refuse(**_):
         raise RuntimeError("Incompatible TensorRT major version")
 

@@ -1,6 +1,5 @@
-"""The commands as a user types them: what they print, where, and with which exit code."""
+"""The commands: standard output, standard error and exit codes."""
 
-import errno
 import json
 import os
 import shutil
@@ -18,11 +17,9 @@ from pipeline import runs
 from pipeline.core.errors import PipelineError
 from tests.conftest import REPOSITORY
 
-pytest_plugins = ["tests.export.small_run"]
-
 
 @pytest.fixture
-def workplace(exported_run, digit_images, tmp_path, monkeypatch):
+def workdir(exported_run, digit_images, tmp_path, monkeypatch):
     """A working directory with runs/latest and a folder of digits; images/0.png is the first test digit, and so on."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "small").symlink_to(exported_run.path)
@@ -42,7 +39,7 @@ def call(monkeypatch, main, *arguments):
 
 
 def run_command(folder, *arguments):
-    """A fresh process, as a shell starts it; returns (exit code, standard output, standard error)."""
+    """Run a command in a new process; returns (exit code, standard output, standard error)."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIPELINE_DEVICE": "cpu", "COLUMNS": "120"}
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True
@@ -50,8 +47,8 @@ def run_command(folder, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_tflite_infer_prints_a_table_and_nothing_else(workplace, digit_images, exported_run):
-    code, output, errors = run_command(workplace, "export.tflite_infer", "images")
+def test_tflite_infer_prints_a_table_and_nothing_else(workdir, digit_images, exported_run):
+    code, output, errors = run_command(workdir, "export.tflite_infer", "images")
     assert (code, errors) == (0, "")
     lines = [line for line in output.splitlines() if ".png" in line]
     assert len(lines) == 3
@@ -62,9 +59,9 @@ def test_tflite_infer_prints_a_table_and_nothing_else(workplace, digit_images, e
     assert "inner [bold]/1.png" in output
 
 
-def test_json_with_unreadable_images(workplace, monkeypatch, capsys):
-    (workplace / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    (workplace / "empty").mkdir()
+def test_json_with_unreadable_images(workdir, monkeypatch, capsys):
+    (workdir / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    (workdir / "empty").mkdir()
     paths = ["images/0.png", "broken.png", "missing.png", "empty", "images/inner [bold]/2.png"]
     code = call(monkeypatch, tflite_infer.main, *paths, "--json", "--top", "2")
     captured = capsys.readouterr()
@@ -80,14 +77,14 @@ def test_json_with_unreadable_images(workplace, monkeypatch, capsys):
         assert sum(line.startswith(f"{path}: ") for line in captured.err.splitlines()) == 1
 
 
-def test_table_when_all_images_are_unreadable(workplace, monkeypatch, capsys):
+def test_table_when_all_images_are_unreadable(workdir, monkeypatch, capsys):
     assert call(monkeypatch, tflite_infer.main, "missing.png") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "missing.png" in captured.err and captured.err.count("\n") == 1
 
 
-def test_which_artifact_answers(workplace, monkeypatch, capsys, exported_run):
+def test_artifact_selects_the_file(workdir, monkeypatch, capsys, exported_run):
     for given, used in {
         None: "model_float32.tflite",
         "model_int8.tflite": "model_int8.tflite",
@@ -98,7 +95,7 @@ def test_which_artifact_answers(workplace, monkeypatch, capsys, exported_run):
         assert used in capsys.readouterr().out
 
 
-def test_no_artifact_names_the_command_that_makes_one(workplace, monkeypatch, trained_run):
+def test_a_missing_file_names_the_command_that_creates_it(workdir, monkeypatch, trained_run):
     with pytest.raises(PipelineError, match=r"export.tflite"):
         call(monkeypatch, tflite_infer.main, "images", "--run", trained_run.path)
     with pytest.raises(PipelineError, match="model_int4"):
@@ -110,7 +107,23 @@ def test_no_artifact_names_the_command_that_makes_one(workplace, monkeypatch, tr
         call(monkeypatch, trt_infer.main, "images")
 
 
-def test_no_run_names_the_command_that_makes_one(tmp_path, monkeypatch):
+def test_a_copied_keras_file_without_class_names_gives_a_note(workdir, monkeypatch, capsys, exported_run):
+    shutil.copy(exported_run.model_path, workdir / "alone.keras")
+    assert call(monkeypatch, tflite_infer.main, "images/0.png", "--artifact", "alone.keras") == 0
+    captured = capsys.readouterr()
+    assert "class " in captured.out
+    assert captured.err.startswith("note: ") and captured.err.count("\n") == 1 and "alone.keras" in captured.err
+
+
+@pytest.mark.parametrize("main", [tflite_infer.main, trt_infer.main])
+def test_help_has_an_example(monkeypatch, capsys, main):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, main, "--help")
+    printed = capsys.readouterr().out
+    assert "Example: python -m export." in printed and "`" not in printed
+
+
+def test_a_missing_run_names_the_command_that_creates_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PipelineError, match=r"pipeline.train"):
         call(monkeypatch, tflite_infer.main, "image.png")
@@ -125,67 +138,55 @@ def test_tensorrt_commands_without_a_gpu(tmp_path, command):
 
 
 @pytest.mark.parametrize("wrong", [["--top", "0", "x.png"], ["--top", "three", "x.png"], []])
-def test_wrong_use_is_exit_code_2(workplace, monkeypatch, capsys, wrong):
+def test_wrong_use_is_exit_code_2(workdir, monkeypatch, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, tflite_infer.main, *wrong)
     assert stopped.value.code == 2
     assert "export.tflite_infer" in capsys.readouterr().err
 
 
-def test_folders_are_searched_to_the_bottom_in_order(workplace):
-    (workplace / "images" / "notes.txt").write_text("no image", encoding="utf-8")
-    (workplace / "images" / "scan.TIFF").write_bytes(b"a kind that is not read")
-    (workplace / "images" / "Upper.PNG").write_bytes((workplace / "images" / "0.png").read_bytes())
+def test_folders_are_searched_recursively_in_order(workdir):
+    (workdir / "images" / "notes.txt").write_text("no image", encoding="utf-8")
+    (workdir / "images" / "scan.TIFF").write_bytes(b"a format that cannot be read")
+    (workdir / "images" / "Upper.PNG").write_bytes((workdir / "images" / "0.png").read_bytes())
     inner = ["images/inner [bold]/1.png", "images/inner [bold]/2.png"]
     expected = ["images/0.png", "images/Upper.PNG", *inner, "images/scan.TIFF"]
     assert list(infer._files(["images"])) == expected
     assert list(infer._files(["images/0.png", "images/0.png"])) == ["images/0.png"] * 2
 
 
-def test_a_folder_that_cannot_be_listed_is_named(workplace, monkeypatch):
-    listed = os.walk
-
-    def walk(top, onerror):
-        onerror(PermissionError(errno.EACCES, "Permission denied", str(workplace / "images" / "closed")))
-        yield from listed(top)
-
-    (workplace / "images" / "closed").mkdir()
-    monkeypatch.setattr(infer.os, "walk", walk)
-    assert list(infer._files(["images"]))[-1] == str(workplace / "images" / "closed")
-
-
-def test_many_classes_on_a_narrow_terminal_keep_their_names(workplace, monkeypatch, capsys):
+def test_many_classes_on_a_narrow_terminal_are_not_truncated(workdir, monkeypatch, capsys):
     predictor = types.SimpleNamespace(
         path=Path("model"),
         class_names=[f"class number {index}" for index in range(10)],
         top=lambda answer, count: [(f"class number {index}", 0.1) for index in range(count)],
     )
     monkeypatch.setattr(infer.cli, "console", lambda: Console(width=80))
-    infer._print_table(predictor, [("folder/picture.png", None)], 10)
+    infer._print_table(predictor, [("folder/image.png", None)], 10)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "folder/picture.png" in printed and "…" not in printed
+    assert "folder/image.png" in printed and "…" not in printed
     assert all(f"class number {index} 10.0%" in printed for index in range(10))
 
 
-def test_output_that_cannot_be_written_is_one_sentence(workplace):
+def test_output_that_cannot_be_written_is_one_line(workdir):
     command = f"{sys.executable} -m export.tflite_infer images --json > /dev/full"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, shell=True, cwd=workplace, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, cwd=workdir, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "No space left on device" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_export_tflite_command(workplace, trained_run):
-    shutil.copytree(trained_run.path, workplace / "runs" / "fresh")
-    code, output, errors = run_command(workplace, "export.tflite", "--run", "fresh")
+def test_export_tflite_command(workdir, trained_run):
+    shutil.copytree(trained_run.path, workdir / "runs" / "fresh")
+    code, output, errors = run_command(workdir, "export.tflite", "--run", "fresh")
     assert (code, errors) == (0, "")
     lines = [line for line in output.splitlines() if "%" in line]
     names = ["model.keras", "model_float32.tflite", "model_float16.tflite", "model_int8.tflite"]
     assert [line.split()[0] for line in lines] == names
-    assert str(workplace / "runs" / "fresh" / "export") in output.splitlines()[-1]
+    assert str(workdir / "runs" / "fresh" / "export") in output.splitlines()[-1]
 
 
-def test_export_saved_model_command(workplace, trained_run):
-    shutil.copytree(trained_run.path, workplace / "runs" / "fresh")
-    code, output, errors = run_command(workplace, "export.saved_model", "--run", "runs/fresh")
-    assert (code, output, errors) == (0, f"{workplace / 'runs' / 'fresh' / 'export' / 'saved_model'}\n", "")
+def test_export_saved_model_command(workdir, trained_run):
+    shutil.copytree(trained_run.path, workdir / "runs" / "fresh")
+    code, output, errors = run_command(workdir, "export.saved_model", "--run", "runs/fresh")
+    assert (code, output, errors) == (0, f"{workdir / 'runs' / 'fresh' / 'export' / 'saved_model'}\n", "")

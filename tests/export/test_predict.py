@@ -1,4 +1,4 @@
-"""`Predictor`: every kind of artifact, every form of input, and what is said about those that cannot be used."""
+"""`Predictor`: every format, every form of input, and error messages."""
 
 import io
 import json
@@ -15,8 +15,6 @@ from pipeline import runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-pytest_plugins = ["tests.export.small_run"]
-
 ARTIFACTS = ["model.keras", "export/saved_model", *(f"export/model_{p}.tflite" for p in ("float32", "float16", "int8"))]
 
 
@@ -32,7 +30,7 @@ def png(pixels, mode=None):
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
-def test_every_artifact_answers_the_same_way(exported_run, digit_images, artifact):
+def test_every_format_gives_the_same_kind_of_prediction(exported_run, digit_images, artifact):
     images, labels = digit_images
     predictor = Predictor.load(exported_run.path / artifact)
     assert predictor.input_shape == (16, 16, 3)
@@ -54,7 +52,7 @@ def test_arrays_paths_and_bytes_mixed_keep_their_order(exported_run, digit_image
     mixed = [images[0], path, str(path), png(images[2]), images[3][..., :1], images[4][..., 0]]
     predictor = Predictor.load(exported_run.path / artifact)
     answers = np.stack([p.probabilities for p in predictor.predict(mixed)])
-    # The digits are grey, so one channel of three is the same picture.
+    # The digits are grey, so one of the three channels is the same image.
     expected = predictor.probabilities(images[[0, 1, 1, 2, 3, 4]])
     np.testing.assert_allclose(answers, expected, atol=1e-4)
     np.testing.assert_allclose(
@@ -72,7 +70,7 @@ def test_one_image_in_each_form(predictor, digit_images, tmp_path):
 
 
 def test_other_sizes_are_resized_as_in_training(predictor, digit_images):
-    """A picture of doubled pixels, wider than high, is its centre: Pillow's bilinear reduction of a cropped square."""
+    """Larger images are cropped around the centre and resized as by Pillow."""
     image = digit_images[0][0]
     doubled = image.repeat(2, 0).repeat(2, 1)
     wide = np.pad(doubled, ((0, 0), (20, 20), (0, 0)))
@@ -91,14 +89,14 @@ def test_no_images_no_predictions(predictor):
     assert predictor.probabilities(np.empty((0, 16, 16, 3), np.uint8)).shape == (0, 10)
 
 
-def test_many_images_go_through_in_chunks(exported_run, digit_images):
+def test_many_images_are_sent_in_batches(exported_run, digit_images):
     count = len(digit_images[0])
     images = np.concatenate([digit_images[0]] * 7)
     predictor = Predictor.load(exported_run.model_path)
     seen = []
     forward = predictor._graph.forward
-    watched = predict._Graph(lambda x: seen.append(len(x)) or forward(x), (16, 16, 3), 10, predictor._graph.chunk)
-    answers = Predictor(predictor.path, "keras", watched, predictor.class_names).predict(images)
+    logged = predict._Graph(lambda x: seen.append(len(x)) or forward(x), (16, 16, 3), 10, 1024)
+    answers = Predictor(predictor.path, "keras", logged, predictor.class_names).predict(images)
     assert seen == [1024, 1024, len(images) - 2048]
     assert [p.index for p in answers[:count]] == [p.index for p in answers[count : 2 * count]]
 
@@ -124,7 +122,7 @@ def test_not_contiguous_pixels(predictor, digit_images):
         ([None], "NoneType"),
         (b"no image", "PNG"),
         (["missing.png"], r"missing\.png"),
-        (".", "folder"),
+        (".", "image"),
     ],
 )
 def test_images_that_cannot_be_used(predictor, images, word):
@@ -150,10 +148,10 @@ def test_threads_share_one_interpreter(predictor, digit_images):
     expected = predictor.probabilities(images)
     answers = {}
 
-    def ask(count):
+    def call(count):
         answers[count] = [predictor.probabilities(images[:count]) for _ in range(5)]
 
-    threads = [threading.Thread(target=ask, args=(count,)) for count in (1, 7, 20, 60)]
+    threads = [threading.Thread(target=call, args=(count,)) for count in (1, 7, 20, 60)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -176,15 +174,15 @@ def test_a_run_by_name_folder_or_default(exported_run, tmp_path, monkeypatch):
         Predictor.load()
 
 
-def test_what_is_no_artifact(tmp_path, exported_run):
+def test_files_that_are_not_models(tmp_path, exported_run):
     (tmp_path / "notes.txt").write_text("text", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.tflite").write_bytes(b"x" * 100)
     (tmp_path / "broken.keras").write_bytes(b"x" * 100)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "saved_model.pb").write_bytes(b"x" * 100)
-    whole = (exported_run.export_dir / "model_float32.tflite").read_bytes()
-    (tmp_path / "short.tflite").write_bytes(whole[: len(whole) // 2])
+    complete = (exported_run.export_dir / "model_float32.tflite").read_bytes()
+    (tmp_path / "short.tflite").write_bytes(complete[: len(complete) // 2])
     (tmp_path / "zero.tflite").write_bytes(b"")
     for name, word in {
         "notes.txt": r"notes\.txt",
@@ -201,7 +199,7 @@ def test_what_is_no_artifact(tmp_path, exported_run):
             Predictor.load(tmp_path / name)
 
 
-def test_a_model_that_takes_floats_is_refused(tmp_path):
+def test_a_model_with_float_input_is_an_error(tmp_path):
     device.tensorflow()
     import keras
 
@@ -211,14 +209,14 @@ def test_a_model_that_takes_floats_is_refused(tmp_path):
         Predictor.load(tmp_path / "other.keras")
 
 
-def test_copied_artifacts_keep_their_class_names(exported_run, tmp_path):
+def test_copied_files_contain_their_class_names(exported_run, tmp_path):
     shutil.copy(exported_run.export_dir / "model_float16.tflite", tmp_path / "copy.tflite")
     shutil.copytree(exported_run.export_dir / "saved_model", tmp_path / "copy")
     for name in ("copy.tflite", "copy"):
         assert Predictor.load(tmp_path / name).class_names[:3] == ["0", "1", "2"]
 
 
-def test_an_artifact_without_class_names(exported_run, tmp_path, digit_images):
+def test_a_model_without_class_names(exported_run, tmp_path, digit_images):
     shutil.copy(exported_run.model_path, tmp_path / "alone.keras")
     with pytest.warns(UserWarning, match="class 9"):
         predictor = Predictor.load(tmp_path / "alone.keras")
@@ -226,7 +224,7 @@ def test_an_artifact_without_class_names(exported_run, tmp_path, digit_images):
     assert prediction.label == f"class {prediction.index}"
 
 
-def test_class_names_of_another_run_are_refused(exported_run, tmp_path):
+def test_a_wrong_number_of_class_names_is_an_error(exported_run, tmp_path):
     shutil.copytree(exported_run.export_dir / "saved_model", tmp_path / "copy")
     (tmp_path / "copy" / "labels.json").write_text(json.dumps({"class_names": ["cat", "dog"]}), encoding="utf-8")
     with pytest.raises(PipelineError, match=str(tmp_path / "copy")):

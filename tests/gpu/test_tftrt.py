@@ -1,4 +1,5 @@
-"""TF-TRT on a real GPU: engines are built, agree with Keras, answer every batch size, and load in a fresh process."""
+"""TF-TRT on a GPU: engines are built, agree with Keras, take every batch size, and load in a new process."""
+# ruff: noqa: F811  (fixtures are imported by name)
 
 import ctypes
 import json
@@ -19,10 +20,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.data.images import decode_image
 from pipeline.evaluate import exports
 from tests.conftest import REPOSITORY
-from tests.export.small_run import digits
+from tests.export.small_run import digit_images, digits, trained_run  # noqa: F401
 
 pytestmark = pytest.mark.gpu
-pytest_plugins = ["tests.export.small_run"]
 
 
 @pytest.fixture(scope="module", params=tftrt.PRECISIONS)
@@ -79,7 +79,7 @@ def test_every_batch_size_and_pixels_on_the_gpu(converted, digit_images):
 
 
 def infer(folder, environment=None):
-    """`python -m export.trt_infer` in a fresh process on folder/0.png; returns its JSON."""
+    """`python -m export.trt_infer` in a new process on folder/0.png; returns its JSON."""
     command = [sys.executable, "-m", "export.trt_infer", "0.png", "--run", "small", "--json"]
     environment = {**os.environ, **(environment or {})}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
@@ -89,7 +89,7 @@ def infer(folder, environment=None):
     return json.loads(done.stdout)
 
 
-def test_fresh_process_answers(converted, digit_images):
+def test_predictions_in_a_new_process(converted, digit_images):
     run, path = converted
     folder = run.path.parent.parent
     Image.fromarray(digit_images[0][0]).save(folder / "0.png")
@@ -99,16 +99,16 @@ def test_fresh_process_answers(converted, digit_images):
     assert answer["probability"] == pytest.approx(expected.probability, abs=0.01)
 
 
-def test_fresh_process_needs_no_library_path(converted, digit_images):
-    """As after pip install: TensorRT is a package, and LD_LIBRARY_PATH does not name it."""
+def test_a_new_process_needs_no_library_path(converted, digit_images):
+    """TensorRT is found in its pip package although LD_LIBRARY_PATH does not contain it."""
     if Path(f"/usr/lib/x86_64-linux-gnu/libnvinfer.so.{tensorrt_library.VERSION}").exists():
-        pytest.skip("TensorRT is installed for the whole system here")
+        pytest.skip("TensorRT is installed system-wide")
     run, _ = converted
     ctypes.CDLL("libnvinfer.so.8", mode=ctypes.RTLD_GLOBAL)
     words = Path("/proc/self/maps").read_text(encoding="utf-8").split()
     library = next(Path(word) for word in words if Path(word).name.startswith("libnvinfer.so"))
     if library.parent.name not in ("tensorrt_libs", "tensorrt"):
-        pytest.skip(f"TensorRT is not installed as a package here but in {library.parent}")
+        pytest.skip(f"TensorRT is not installed as a package but in {library.parent}")
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     without = os.pathsep.join(f for f in folders if f and Path(f).resolve() != library.parent.resolve())
     folder = run.path.parent.parent
@@ -118,7 +118,7 @@ def test_fresh_process_needs_no_library_path(converted, digit_images):
     assert answer["label"] in digits().class_names
 
 
-def test_engines_of_another_gpu_are_refused(converted, tmp_path):
+def test_engines_of_another_gpu_are_an_error(converted, tmp_path):
     _, path = converted
     shutil.copytree(path, tmp_path / path.name)
     manifest = json.loads((path / "tftrt.json").read_text(encoding="utf-8"))
