@@ -1,27 +1,29 @@
 """Networks by name, from normalised images to logits, and the deployable graph around them.
 
     network = models.build("cnn", input_shape=(32, 32, 3), num_classes=10)
-    deployable = models.deployable(network, mean, std)     # uint8 in, probabilities out
+    deployable = models.deployable(network, mean, std)     # uint8 images to probabilities
 
-A network is one file here with one function, and a line in `NETWORKS`.
+Each network is one module with a function `build`, listed in `NETWORKS`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.settings import settings_error
 
 NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "resnet18", "fashion_mlp", "vit_lite")}
 LAYERS = ["pipeline.models.layers", "pipeline.ops.layers"]  # importing one registers its layers for loading
 
 
 def names() -> list[str]:
-    """The networks that `build` knows."""
+    """Names of the networks, sorted."""
     return sorted(NETWORKS)
 
 
@@ -32,49 +34,56 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
         name: One of `names()`.
         input_shape: (H, W, C) of the normalised images.
         num_classes: K, the number of logits.
-        **options: What the network's own `build` takes (widths, dropout, …).
+        **options: Keyword arguments of the network's own `build` (widths, dropout, …), checked against its type
+            annotations.
 
     Returns:
         A `keras.Model` named ``network``: float [N, H, W, C] to float32 logits [N, K].
 
     Raises:
-        PipelineError: An unknown name or option, a bad shape, or fewer than two classes.
+        PipelineError: The name or an option is unknown, an option has a wrong value, the network does not support the
+            shape, or there are fewer than two classes.
     """
+    import pydantic
+
     device.tensorflow()
     if name not in NETWORKS:
-        raise PipelineError(f"There is no network {name!r}; known ones: {', '.join(names())}.")
+        raise PipelineError(f"There is no network {name!r}; known networks: {', '.join(names())}.")
     if num_classes < 2:
         raise PipelineError(f"A classifier needs at least 2 classes, got {num_classes}.")
     if len(input_shape) != 3 or input_shape[2] not in (1, 3):
         raise PipelineError(f"input_shape must be (height, width, 1 or 3), got {tuple(input_shape)}.")
-    module = importlib.import_module(NETWORKS[name])
+    function = importlib.import_module(NETWORKS[name]).build
+    known = [key for key, value in inspect.signature(function).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise PipelineError(f"The network {name} has no option {option!r}; its options: {', '.join(known)}.")
+    validated = pydantic.validate_call(function, config={"strict": True, "allow_inf_nan": False})
     try:
-        network = module.build(tuple(input_shape), num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise PipelineError(f"The network {name} does not take these options ({first_line(error)}).") from None
+        network = validated(tuple(input_shape), num_classes, **options)
+    except pydantic.ValidationError as error:
+        raise settings_error(error, "model") from error
     if network.name != "network":
-        raise PipelineError(
-            f"{NETWORKS[name]} names its model {network.name!r}; it must be keras.Model(name='network')."
-        )
+        raise PipelineError(f"{NETWORKS[name]} must name its keras.Model 'network', got {network.name!r}.")
     return network
 
 
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """Wrap a network into the graph that is saved, exported and served.
+    """The graph that is saved, exported and served: normalisation, the network, softmax.
 
     Args:
         network: From `build`.
         mean: Per-channel mean of the training split, in units of pixel / 255.
-        std: Per-channel standard deviation, same units.
+        std: Per-channel standard deviation, in the same units.
 
     Returns:
-        A `keras.Model`: uint8 [N, H, W, C] to float32 probabilities [N, K]; the network is its layer ``network``.
+        A `keras.Model`: uint8 [N, H, W, C] to float32 probabilities [N, K]; `network` is its layer ``network``.
     """
     import keras
 
     pixels = keras.Input(network.input_shape[1:], dtype="uint8", name="pixels")
     images = keras.layers.Rescaling(1 / 255, dtype="float32", name="rescale")(pixels)
-    variance = [deviation**2 for deviation in std]
+    variance = [stddev**2 for stddev in std]
     images = keras.layers.Normalization(mean=list(mean), variance=variance, dtype="float32", name="normalise")(images)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(network(images))
     return keras.Model(pixels, probabilities, name="classifier")
@@ -84,7 +93,7 @@ def load(path: str | Path) -> Any:
     """Read a `model.keras` written by training.
 
     Raises:
-        PipelineError: The file is missing, truncated or no Keras model.
+        PipelineError: The file is missing or damaged.
     """
     device.tensorflow()
     import keras
@@ -95,7 +104,5 @@ def load(path: str | Path) -> Any:
         importlib.import_module(module)
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises whatever its zip, JSON and HDF5 readers raise
-        raise PipelineError(
-            f"{path} is no readable Keras model ({type(error).__name__}: {first_line(error)})."
-        ) from None
+    except Exception as error:  # the zip, JSON and HDF5 readers of Keras raise many types
+        raise PipelineError(f"Keras cannot read {path} ({type(error).__name__}: {first_line(error)}).") from error

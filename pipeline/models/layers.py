@@ -1,4 +1,4 @@
-"""Keras layers that the networks here need beside Keras's own; importing this module registers them for loading.
+"""The networks' own Keras layers; importing this module registers them for loading.
 
 It imports TensorFlow and Keras, so import it inside functions: ``from pipeline.models import layers``.
 """
@@ -13,12 +13,12 @@ device.tensorflow()
 
 import keras  # noqa: E402 - only after TensorFlow is prepared
 
-_INITIALIZER_DEVIATION = 0.02  # Dosovitskiy et al., 2021
+_INITIALIZER_STDDEV = 0.02  # Dosovitskiy et al., 2021
 
 
 @keras.saving.register_keras_serializable("pipeline")
 class ClassToken(keras.layers.Layer):
-    """Put one learned token before the others (Devlin et al., 2019): [N, T, D] to [N, T + 1, D]."""
+    """Prepend a learned token (Devlin et al., 2019): [N, T, D] to [N, T + 1, D]."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.token = self.add_weight(shape=(1, 1, input_shape[-1]), initializer="zeros", name="token")
@@ -38,7 +38,7 @@ class Positions(keras.layers.Layer):
     """Add a learned vector to the token at each position: [N, T, D] to [N, T, D]."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        initializer = keras.initializers.TruncatedNormal(stddev=_INITIALIZER_DEVIATION)
+        initializer = keras.initializers.TruncatedNormal(stddev=_INITIALIZER_STDDEV)
         self.positions = self.add_weight(shape=(1, *input_shape[1:]), initializer=initializer, name="positions")
 
     def call(self, tokens: Any) -> Any:
