@@ -1,8 +1,8 @@
-"""How fast is one augmentation launch? ``python -m benchmarks.augment``
+"""Speed of the augmentation kernel: ``python -m benchmarks.augment``
 
-Each policy on a CIFAR-sized epoch in shuffled order, uint8 in, normalised float16 (on a GPU) and float32 out. On a GPU
-the time is the kernel's own, between two CUDA events, and stands beside a device-to-device copy that moves as many
-bytes in the same run. Bytes are those read plus those written. Every figure is the median after a warm-up.
+Measures each policy on one epoch of CIFAR-sized images in shuffled order, with float16 (GPU only) and float32 output.
+On a GPU the time is that of the kernel, measured with CUDA events, and is compared with a device-to-device copy of as
+many bytes. Bytes are bytes read plus bytes written. Every figure is the median after a warm-up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -25,24 +25,17 @@ POLICIES = ("standard", "none", "light", "strong")
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of one call, after two that warm up."""
+    """Median time of one call, after two calls to warm up."""
     for _ in range(2):
         work()
-    return statistics.median(_gpu_times(work, repeats) if device.has_gpu() else _cpu_times(work, repeats))
-
-
-def _cpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return times
+    if device.has_gpu():
+        return statistics.median(_gpu_times(work, repeats))
+    return statistics.median(timeit.repeat(work, repeat=repeats, number=1))
 
 
 def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Between events on the GPU. The copies queued first keep it busy while the host prepares the launch, which
-    would otherwise be timed with the kernel."""
+    """Seconds between two events on the GPU. The copies queued first keep the GPU busy while the host prepares the
+    launch, so that the time of the preparation is not included."""
     import cupy
 
     ballast = cupy.empty(2**30, cupy.uint8)
@@ -61,7 +54,7 @@ def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Figures of every policy and output type, and of a plain copy."""
+    """Figures for every policy and output type, and for a copy."""
     xp = device.xp()
     generator = numpy.random.default_rng(0)
     images = device.to_device(generator.integers(0, 256, (count, *shape), dtype=numpy.uint8))

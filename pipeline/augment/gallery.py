@@ -1,4 +1,4 @@
-"""Pictures of what augmentation does, as arrays: for notebook 02 and TensorBoard."""
+"""Example images of augmentation, as arrays for notebook 02 and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pipeline.augment.policy import Policy
 from pipeline.core import device
 
 DRAWS = 7
-SMALLEST = 64  # pixels; smaller images are enlarged by a whole factor
+MIN_SIDE = 64  # pixels; smaller images are enlarged by an integer factor
 MARGIN = 2
 
 
 def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
-    """For each operation a policy that does only that, always, and strongly enough to be seen.
+    """One policy for each operation, which always applies only this operation with a clearly visible effect.
 
     Args:
-        height, width: Of the images, in pixels.
+        height, width: Size of the images in pixels.
     """
     side = min(height, width)
     parameters: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
         "rotate": {"degrees": 30},
         "brightness": {"delta": 0.3},
         "contrast": {"amount": 0.7},
-        "noise": {"deviation": [0.0, 0.15]},
+        "noise": {"stddev": [0.0, 0.15]},
         "salt_and_pepper": {"rate": [0.0, 0.15]},
         "cutout": {"side": max(side // 3, 1)},
     }
@@ -39,15 +39,15 @@ def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
 def draws(
     image: Any, policy: str | Mapping[str, Any] | Policy, mean: Any, std: Any, seed: int = 0, count: int = DRAWS
 ) -> np.ndarray:
-    """One image, and what `count` different draws of a policy make of it.
+    """One image and `count` random results of a policy.
 
     Args:
         image: uint8 [H, W, C].
-        policy: What `augment.load_policy` takes.
+        policy: Argument of `augment.load_policy`.
         mean, std: Per channel, in units of pixel / 255.
 
     Returns:
-        uint8 [1 + count, H, W, C] in host memory: the image itself, then the draws with the normalisation undone.
+        uint8 [1 + count, H, W, C] in host memory: the image, then the results without the normalisation.
     """
     copies = np.repeat(device.to_numpy(image)[None], 1 + count, axis=0)
     drawn = augment.apply(copies, policy, mean, std, seed=seed, epoch=0, indices=range(1, 1 + count))
@@ -57,30 +57,29 @@ def draws(
 def policy_grid(
     images: Any, policy: str | Mapping[str, Any] | Policy, mean: Any, std: Any, seed: int = 0
 ) -> np.ndarray:
-    """A sheet with a row for each image: the image itself, then what the first epochs make of it.
+    """A grid with one row per image: the image, then its results in the first epochs.
 
     Args:
-        images: uint8 [N, H, W, C], where they live.
-        policy: What `augment.load_policy` takes.
+        images: uint8 [N, H, W, C], CuPy or NumPy.
+        policy: Argument of `augment.load_policy`.
         mean, std: Per channel, in units of pixel / 255.
 
     Returns:
         uint8 [h, w, 3] in host memory.
     """
-    columns = [device.to_numpy(images)]
-    columns += [
-        _pixels(augment.apply(images, policy, mean, std, seed=seed, epoch=epoch), mean, std) for epoch in range(DRAWS)
-    ]
-    sheet = np.stack(columns, 1)  # [rows, columns, H, W, C]
-    factor = max(1, -(-SMALLEST // min(sheet.shape[2:4])))
-    sheet = sheet.repeat(factor, axis=2).repeat(factor, axis=3)
-    sheet = np.broadcast_to(sheet, (*sheet.shape[:-1], 3))
-    sheet = np.pad(sheet, ((0, 0), (0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
-    rows, columns_, height, width, _ = sheet.shape
-    return sheet.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns_ * width, 3)
+    cells = [device.to_numpy(images)]
+    for epoch in range(DRAWS):
+        cells.append(_pixels(augment.apply(images, policy, mean, std, seed=seed, epoch=epoch), mean, std))
+    grid = np.stack(cells, 1)  # [rows, columns, H, W, C]
+    factor = max(1, -(-MIN_SIDE // min(grid.shape[2:4])))
+    grid = grid.repeat(factor, axis=2).repeat(factor, axis=3)
+    grid = np.broadcast_to(grid, (*grid.shape[:-1], 3))
+    grid = np.pad(grid, ((0, 0), (0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+    rows, columns, height, width, _ = grid.shape
+    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
 
 
 def _pixels(values: Any, mean: Any, std: Any) -> np.ndarray:
-    """Normalised values back as uint8."""
+    """Convert normalised values back to uint8."""
     fractions = device.to_numpy(values) * np.asarray(std) + np.asarray(mean)
     return np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8)

@@ -1,211 +1,215 @@
-"""Policies: which operations an image goes through, with what probability and range.
+"""Augmentation policies: which operations are applied to an image, with what probability and range.
 
-A policy is a file of the Hydra group `pipeline/conf/augment`, or the same as a mapping:
-
-    load_policy("standard")
-    load_policy({"flip": {"probability": 0.5}, "rotate": {"degrees": 10}})
+load_policy("standard")  # a file in pipeline/conf/augment
+load_policy({"flip": {"probability": 0.5}, "rotate": {"degrees": 10}})
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.augment import pixel
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.settings import settings_error
 
 FOLDER = Path(__file__).parent.parent / "conf" / "augment"
 
 
-def _as_given(low: float, high: float) -> tuple[float, float]:
-    return low, high
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
 
 
-def _either_way(low: float, high: float) -> tuple[float, float]:
-    return -high, high
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("a number or a pair [low, high]")
+    return pair
 
 
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """What can be done to an image.
-
-    Attributes:
-        number: Its place in a policy's rows, and its random stream.
-        summary: One sentence for listings.
-        parameter: The name of its parameter in a policy; None without one.
-        lowest, highest: The values the parameter may have.
-        whole: The parameter is a number of pixels.
-        ranged: The parameter may be a pair [low, high], from which each image draws.
-        ends: Turns (low, high) of the policy into the ends of the range a draw is from, in the kernels' units.
-    """
-
-    number: int
-    summary: str
-    parameter: str | None = None
-    lowest: float = 0
-    highest: float = math.inf
-    whole: bool = False
-    ranged: bool = False
-    ends: Callable[[float, float], tuple[float, float]] = _as_given
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair), AfterValidator(_ordered)]
 
 
-OPERATIONS: dict[str, Operation] = {
-    "flip": Operation(pixel.FLIP, "Mirror left to right."),
-    "translate": Operation(
-        pixel.TRANSLATE, "Move by up to ±pixels along each axis; what is uncovered is the image, reflected.",
-        "pixels", whole=True, ends=_either_way,
-    ),
-    "rotate": Operation(
-        pixel.ROTATE, "Rotate about the centre by up to ±degrees, bilinear; the image is reflected outside.",
-        "degrees", highest=180, ends=lambda low, high: (-high / 360, high / 360),
-    ),
-    "brightness": Operation(
-        pixel.BRIGHTNESS, "Add up to ±delta of full scale (0.1 is 25.5 of 255) to every channel.",
-        "delta", highest=1, ends=_either_way,
-    ),
-    "contrast": Operation(
-        pixel.CONTRAST, "Scale about mid-grey (127.5) by a factor from 1 - amount to 1 + amount.",
-        "amount", highest=1, ends=lambda low, high: (1 - high, 1 + high),
-    ),
-    "noise": Operation(
-        pixel.NOISE, "Add Gaussian noise of this deviation, a fraction of full scale, to every value.",
-        "deviation", highest=1, ranged=True,
-    ),
-    "salt_and_pepper": Operation(
-        pixel.SALT_AND_PEPPER, "Make this fraction of the pixels white or black.", "rate", highest=1, ranged=True
-    ),
-    "cutout": Operation(
-        pixel.CUTOUT, "Fill a square of side pixels, centred anywhere in the image, with the mean colour.",
-        "side", lowest=1, whole=True,
-    ),
-}  # fmt: skip
+class Operation(BaseModel):
+    """One operation of a policy; the docstring of a subclass describes it in one sentence."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    probability: Fraction = 1.0
+
+    def range(self) -> tuple[float, float]:
+        """Low and high end of the operation's random parameter, in the units of `pixel.draw_parameters`."""
+        return 0.0, 0.0
 
 
-if [operation.number for operation in OPERATIONS.values()] != list(range(pixel.OPERATION_COUNT)):
-    raise AssertionError("OPERATIONS must be in the order of the numbers in pixel.py: a policy's rows are")
+class Flip(Operation):
+    """Mirror left to right."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """A checked policy; made by `load_policy`.
+class Translate(Operation):
+    """Shift by up to ±pixels along each axis; uncovered pixels show the reflected image."""
 
-    Attributes:
-        name: For listings and logs.
-        rows: By operation's number: its probability and the two ends of its range, in the kernels' units.
-    """
+    pixels: Annotated[int, Field(ge=0)]
 
-    name: str
-    rows: tuple[tuple[float, float, float], ...]
+    def range(self) -> tuple[float, float]:
+        return -self.pixels, self.pixels
+
+
+class Rotate(Operation):
+    """Rotate about the centre by up to ±degrees with bilinear interpolation; outside, the image is reflected."""
+
+    degrees: Annotated[float, Field(ge=0, le=180)]
+
+    def range(self) -> tuple[float, float]:
+        return -self.degrees / 360, self.degrees / 360
+
+
+class Brightness(Operation):
+    """Add up to ±delta, a fraction of full scale (0.1 is 25.5 of 255), to every channel."""
+
+    delta: Fraction
+
+    def range(self) -> tuple[float, float]:
+        return -self.delta, self.delta
+
+
+class Contrast(Operation):
+    """Scale about mid-grey (127.5) by a factor from 1 - amount to 1 + amount."""
+
+    amount: Fraction
+
+    def range(self) -> tuple[float, float]:
+        return 1 - self.amount, 1 + self.amount
+
+
+class Noise(Operation):
+    """Add Gaussian noise to every value; its standard deviation stddev is a fraction of full scale."""
+
+    stddev: Range
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_spelling(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "deviation" in values:
+            return {"stddev" if key == "deviation" else key: values[key] for key in values if key != "stddev"}
+        return values
+
+    def range(self) -> tuple[float, float]:
+        return self.stddev
+
+
+class SaltAndPepper(Operation):
+    """Make a fraction rate of the pixels white or black."""
+
+    rate: Range
+
+    def range(self) -> tuple[float, float]:
+        return self.rate
+
+
+class Cutout(Operation):
+    """Replace a square of side pixels, centred anywhere in the image, by the mean colour."""
+
+    side: Annotated[int, Field(ge=1)]
+
+    def range(self) -> tuple[float, float]:
+        return self.side, self.side
+
+
+class Policy(BaseModel):
+    """A checked policy; made by `load_policy`. An operation that is None is not applied."""
+
+    model_config = Operation.model_config
+
+    name: str = "custom"
+    flip: Flip | None = None  # the operations are in the order of their numbers in `pixel`
+    translate: Translate | None = None
+    rotate: Rotate | None = None
+    brightness: Brightness | None = None
+    contrast: Contrast | None = None
+    noise: Noise | None = None
+    salt_and_pepper: SaltAndPepper | None = None
+    cutout: Cutout | None = None
 
     @property
     def operations(self) -> tuple[int, ...]:
-        """The numbers of the operations that are on."""
-        return tuple(number for number, row in enumerate(self.rows) if row[0] > 0)
+        """Numbers of the operations with a probability above 0."""
+        return tuple(int(number) for number in np.flatnonzero(self._rows()[:, 0]))
 
     @property
-    def largest_shift(self) -> int:
-        """Pixels that an image is moved by at most."""
-        return int(self.rows[pixel.TRANSLATE][2]) if pixel.TRANSLATE in self.operations else 0
+    def max_shift(self) -> int:
+        """The largest possible translation in pixels."""
+        return self.translate.pixels if self.translate and self.translate.probability > 0 else 0
 
     @functools.cached_property
     def settings(self) -> Any:
-        """`rows` as a float32 array [operations, 3], where the pipeline's arrays live."""
-        return device.to_device(np.array(self.rows, np.float32))
+        """float32 [operations, 3]: probability, low and high end of each operation, on the pipeline's device."""
+        return device.to_device(self._rows())
+
+    def _rows(self) -> np.ndarray:
+        chosen = (getattr(self, name) for name in OPERATIONS)
+        rows = [(operation.probability, *operation.range()) if operation else (0, 0, 0) for operation in chosen]
+        return np.array(rows, np.float32)
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    name: get_args(field.annotation)[0] for name, field in Policy.model_fields.items() if name != "name"
+}
 
 
 def read(name: str) -> dict[str, Any]:
-    """The file of a policy of the Hydra group as a mapping, with its `name`.
+    """The file of a policy in `pipeline/conf/augment` as a mapping, including its `name`.
 
     Raises:
-        PipelineError: There is no such policy, or its file is damaged.
+        PipelineError: The policy does not exist or its file cannot be parsed.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     path = FOLDER / f"{name}.yaml"
-    if path not in FOLDER.glob("*.yaml"):
-        raise PipelineError(f"There is no augmentation policy {name!r}; known ones: {', '.join(names())}.")
+    known = sorted(FOLDER.glob("*.yaml"))
+    if path not in known:
+        names_known = ", ".join(file.stem for file in known)
+        raise PipelineError(f"There is no augmentation policy {name!r}; known policies: {names_known}.")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # of OmegaConf's or of YAML's
-        raise PipelineError(f"{path} is no readable policy ({first_line(error)}).") from None
-    return {"name": name} | content
+        return {"name": name} | OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise PipelineError(f"{path} is not a valid policy file ({first_line(error)}); correct it.") from error
 
 
 def names() -> list[str]:
-    """The policies that `load_policy` knows by name, those of few operations first and damaged files last."""
-    return sorted(sorted(path.stem for path in FOLDER.glob("*.yaml")), key=_operations)
-
-
-def _operations(name: str) -> float:
-    try:
-        return len(read(name))
-    except PipelineError:
-        return math.inf
+    """Names of the policies in `pipeline/conf/augment`, those with the fewest operations first."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (len(read(name)), name))
 
 
 def load_policy(policy: str | Mapping[str, Any] | Policy) -> Policy:
-    """Check a policy.
+    """Load and check a policy.
 
     Args:
-        policy: A name from `names()`, or a mapping: operation to its `probability` (1 unless given) and its parameter,
-            or to None for off. A key `name` names it. A `Policy` passes through.
+        policy: A name from `names()`, or a mapping from each operation to its `probability` (default 1) and its
+            parameter; an operation that is missing or None is not applied. The key `name` is optional. A `Policy` is
+            returned unchanged.
 
     Raises:
-        PipelineError: An unknown policy, operation or parameter (the sentence lists the known ones), or a value out of
-            range.
+        PipelineError: An unknown policy, operation or parameter, or a value out of range.
     """
     if isinstance(policy, Policy):
         return policy
     if isinstance(policy, str):
         policy = read(policy)
     if not isinstance(policy, Mapping):
-        raise PipelineError(f"An augmentation policy is a name or a mapping of operations, got {policy!r}.")
-    given = dict(policy)
-    name = str(given.pop("name", "custom"))
-    unknown = [key for key in given if key not in OPERATIONS]
+        raise PipelineError(f"Expected the name of an augmentation policy or a mapping of operations, got {policy!r}.")
+    unknown = [key for key in policy if key not in Policy.model_fields]
     if unknown:
-        raise PipelineError(f"There is no augmentation {unknown[0]!r}; known ones: {', '.join(OPERATIONS)}.")
-    return Policy(name, tuple(_row(key, operation, given.get(key)) for key, operation in OPERATIONS.items()))
-
-
-def _row(name: str, operation: Operation, given: Any) -> tuple[float, float, float]:
-    """Probability, low and high of one operation."""
-    if given is None:
-        return 0.0, 0.0, 0.0
-    known = ["probability"] + ([operation.parameter] if operation.parameter else [])
-    if not isinstance(given, Mapping):
-        raise PipelineError(f"{name} must be null or have {' and '.join(known)}, got {given!r}.")
-    for key in given:
-        if key not in known:
-            raise PipelineError(f"{name} has no {key!r}; it has {' and '.join(known)}.")
-    probability = _number(f"{name}.probability", given.get("probability", 1), 0, 1)
-    if operation.parameter is None:
-        return probability, 0.0, 0.0
-    label = f"{name}.{operation.parameter}"
-    if operation.parameter not in given:
-        raise PipelineError(f"{label} is missing; give a number, for example from `augment=strong`.")
-    value = given[operation.parameter]
-    pair = list(value) if isinstance(value, list | tuple) or type(value).__name__ == "ListConfig" else [value, value]
-    if len(pair) != 2 or (pair[0] != pair[1] and not operation.ranged):
-        wanted = "a number or a pair [low, high]" if operation.ranged else "one number"
-        raise PipelineError(f"{label} must be {wanted}, got {value!r}.")
-    low, high = (_number(label, end, operation.lowest, operation.highest, operation.whole) for end in pair)
-    if low > high:
-        raise PipelineError(f"{label} is {value!r}; the low end comes first.")
-    return (probability, *(float(end) for end in operation.ends(low, high)))
-
-
-def _number(label: str, value: Any, lowest: float, highest: float, whole: bool = False) -> float:
-    right_type = isinstance(value, int) if whole else isinstance(value, int | float)
-    if not right_type or isinstance(value, bool) or not lowest <= value <= highest or math.isinf(value):
-        kind = "a whole number" if whole else "a number"
-        limits = f"of at least {lowest}" if math.isinf(highest) else f"from {lowest} to {highest}"
-        raise PipelineError(f"{label} must be {kind} {limits}, got {value!r}.")
-    return float(value)
+        known = ", ".join(OPERATIONS)
+        raise PipelineError(f"There is no augmentation operation {unknown[0]!r}; known operations: {known}.")
+    try:
+        return Policy.model_validate(dict(policy))
+    except ValidationError as error:
+        raise settings_error(error, "augment") from error

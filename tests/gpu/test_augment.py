@@ -1,4 +1,4 @@
-"""The CUDA kernel on a real GPU against the CPU's, and what only a GPU has: streams and device indices."""
+"""The CUDA kernel on a GPU compared with the CPU kernel; streams and indices on the device."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from pipeline import augment
 from pipeline.augment import kernels
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
-from tests.test_augment import EACH, EVERYTHING, MEAN, STD, random_images
+from tests.augment.test_augment import EACH, EVERYTHING, MEAN, STD, random_images
 
 pytestmark = pytest.mark.gpu
 
@@ -89,7 +89,7 @@ def test_views_and_misaligned_buffers():
     cupy.testing.assert_allclose(out, whole, atol=1e-6)
 
 
-def test_numpy_images_are_moved_and_numpy_buffers_refused():
+def test_numpy_images_are_copied_to_the_gpu_and_a_numpy_out_is_an_error():
     import cupy
 
     images = random_images(4, 8, 8, 3)
@@ -98,7 +98,7 @@ def test_numpy_images_are_moved_and_numpy_buffers_refused():
         augment.apply(images, "none", MEAN, STD, seed=0, epoch=0, out=np.empty(images.shape, np.float32))
 
 
-def test_a_device_index_out_of_range_spoils_its_own_image_only():
+def test_the_result_for_a_device_index_out_of_range_is_nan():
     import cupy
 
     images = random_images(4, 32, 32, 3)
@@ -119,9 +119,9 @@ def test_the_kernel_runs_on_cupys_current_stream():
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         late = cupy.empty_like(images)
-        ballast = cupy.ones((4096, 4096), cupy.float32)
-        for _ in range(20):  # keeps the stream busy, so that a launch elsewhere would read `late` before it is filled
-            ballast = ballast @ ballast * 1e-4
+        workload = cupy.ones((4096, 4096), cupy.float32)
+        for _ in range(20):  # keeps the stream busy: a kernel on another stream would read `late` too early
+            workload = workload @ workload * 1e-4
         late[:] = images
         result = augment.apply(late, "standard", MEAN, STD, seed=0, epoch=0)
         result *= 1

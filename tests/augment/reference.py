@@ -1,6 +1,6 @@
-"""Augmentation as NumPy and SciPy would do it, image by image; the tests' source of expected numbers.
+"""Augmentation with NumPy and SciPy, image by image: the expected values of the tests.
 
-The random draws come from a Philox-4x32-7 in Python integers, which the tests check against published vectors.
+The random numbers come from Philox-4x32-7 in Python integers, which the tests compare with published vectors.
 """
 
 import numpy as np
@@ -21,19 +21,19 @@ def philox(counter, key, rounds=7):
 
 
 def draws(image, operation, seed, epoch):
-    """The coin and two further uniform numbers of an image and an operation."""
+    """Three uniform random numbers of an image and an operation; the first decides whether it is applied."""
     return [(word >> 8) / 2**24 for word in philox((image, operation, 0, 0), (seed, epoch))][:3]
 
 
 def pixel_words(image, operation, blocks, seed, epoch):
-    """int64 [blocks, 4], the words of an operation's pixels."""
+    """int64 [blocks, 4], the random words of the pixels for an operation."""
     return np.array([philox((image, operation, block, 1), (seed, epoch)) for block in range(blocks)], np.int64)
 
 
 def rotate(image, degrees, dx=0, dy=0):
-    """Anticlockwise about the centre, then right by dx and down by dy, as one map; float64.
+    """Rotate anticlockwise about the centre, then move right by dx and down by dy, in one step; float64.
 
-    Bilinear, and mirrored outside without repeating the edge.
+    Bilinear interpolation; outside, the image is reflected without repeating the edge pixel.
     """
     angle = np.deg2rad(degrees)
     inverse = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # (row, column) to source
@@ -46,14 +46,14 @@ def rotate(image, degrees, dx=0, dy=0):
 
 
 def translate(image, dx, dy):
-    """Moved right by dx and down by dy; what is uncovered is the reflected image."""
+    """Move right by dx and down by dy; uncovered pixels show the reflected image."""
     height, width = image.shape[:2]
     padded = np.pad(image, ((abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)), mode="reflect")
     return padded[abs(dy) - dy : abs(dy) - dy + height, abs(dx) - dx : abs(dx) - dx + width]
 
 
 def augment(image, index, policy, mean, std, seed, epoch):
-    """One image uint8 [H, W, C] through a policy given as a mapping; float64 [H, W, C]."""
+    """Apply a policy, given as a mapping, to one image uint8 [H, W, C]; float64 [H, W, C]."""
     height, width, channels = image.shape
     pixels = height * width
     drawn = {}
@@ -90,7 +90,7 @@ def augment(image, index, policy, mean, std, seed, epoch):
         radius, angle = np.sqrt(-2 * np.log(1 - uniform[..., 0::2])), 2 * np.pi * uniform[..., 1::2]
         normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(-1, channels, 4)
         normal = normal.transpose(0, 2, 1).reshape(-1, channels)[:pixels].reshape(value.shape)
-        value = value + between("noise", "deviation") * normal
+        value = value + between("noise", "stddev") * normal
     value = np.clip(value, 0, 1)
     if "salt_and_pepper" in drawn:
         words = pixel_words(index, SALT_AND_PEPPER, -(-pixels // 4), seed, epoch).reshape(-1)[:pixels]
