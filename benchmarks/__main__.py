@@ -1,8 +1,7 @@
-"""Every figure of the README's table, measured on this machine: ``python -m benchmarks --data-dir DATA``.
+"""Rerun every benchmark of the README's table on this machine: ``python -m benchmarks --data-dir DATA``
 
-Each question is a command of its own and is run as one, alone, one after the other; its result lands in
-``benchmarks/results``. A question that fails is named at the end, and the others are still answered. What several GPUs
-are good for is asked where there are several.
+Each benchmark is a separate command and writes its result to ``benchmarks/results``. If one fails, the others still
+run, and the failed ones are named at the end. The benchmark of several GPUs runs only on a machine with several GPUs.
 """
 
 from __future__ import annotations
@@ -12,45 +11,53 @@ import shlex
 import sys
 import time
 
-from benchmarks import check_names
 from pipeline.core import cli, device
 from pipeline.core.errors import PipelineError
 
 PRESETS = (
     "highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu", "fashion_vit",
 )  # fmt: skip
-QUESTIONS = {
+BENCHMARKS = {
     "augment": ["benchmarks.augment"],
     "train": ["benchmarks.train", "--data-dir", "DATA"],
     "ops": ["benchmarks.ops"],
     "operations": ["benchmarks.operations"],
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
-    **{name: ["benchmarks.transcripts", name, "--data-dir", "DATA"] for name in ("pipeline", "trt_infer")},
-    "test_gpu": ["benchmarks.transcripts", "test_gpu", "--workers", "4"],
     "workers": ["benchmarks.workers", "--data-dir", "DATA"],
 }
+BY_HAND = """The other figures of the README's table are the output of ordinary commands; save it with tee:
+  (time python -m pipeline -p dataset cifar10 -p data_dir DATA) 2>&1 | tee pipeline.txt
+  (time python -m export.trt_infer image.png) 2>&1 | tee trt_infer.txt
+  make test-gpu ARGS="-n 4 --dist loadfile" 2>&1 | tee test_gpu.txt"""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(QUESTIONS)}")
-    parser.add_argument("--data-dir", help="where CIFAR-10, Tiny ImageNet and Fashion-MNIST are, or are downloaded to")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__.split("\n")[0].replace("``", ""),
+        epilog=BY_HAND,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    known = ", ".join(BENCHMARKS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"run only these: {known}")
+    parser.add_argument("--data-dir", help="folder of CIFAR-10, Tiny ImageNet and Fashion-MNIST, or of their downloads")
     arguments = parser.parse_args()
-    check_names("benchmark", arguments.names, QUESTIONS)
-    chosen = arguments.names or [name for name in QUESTIONS if name != "workers" or device.gpu_count() > 1]
-    needing = [name for name in chosen if "DATA" in QUESTIONS[name]]
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"Expected NAME to be one of {known}, got {', '.join(sorted(unknown))}")
+    chosen = arguments.names or [name for name in BENCHMARKS if name != "workers" or device.gpu_count() > 1]
+    needing = [name for name in chosen if "DATA" in BENCHMARKS[name]]
     if needing and arguments.data_dir is None:
-        others = ", ".join(name for name in QUESTIONS if name not in needing)
-        raise PipelineError(f"{', '.join(needing)} need --data-dir; or name others: {others}.")
+        raise PipelineError(f"Expected --data-dir for {', '.join(needing)}; set it to the folder of the datasets.")
     failed = {}
     for name in chosen:
-        module, *options = QUESTIONS[name]
+        module, *options = BENCHMARKS[name]
         command = ["-m", module, *(arguments.data_dir if option == "DATA" else option for option in options)]
         print(f"--- python {shlex.join(command)}", flush=True)
         started = time.perf_counter()
         if code := cli.call([sys.executable, *command]):
             failed[name] = code
         print(f"({time.perf_counter() - started:.0f} s)\n", flush=True)
+    print(BY_HAND)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return max(failed.values(), default=0)

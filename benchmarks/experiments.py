@@ -1,9 +1,8 @@
-"""What do the presets of the reference systems reach on this machine? ``python -m benchmarks.experiments NAME …``
+"""Measure speed and accuracy of the presets in `pipeline/conf/experiment`: ``python -m benchmarks.experiments NAME …``
 
-Each name is a file of `pipeline/conf/experiment`. A preset is trained as its command would train it, after one epoch
-that compiles the graphs and is then undone, so that the times are those of training; what is tested is the network
-after its last epoch. The history of loss, top-1 and top-5 accuracy goes into the result file, and as curves into a
-picture beside it.
+A preset is trained with its own settings. One epoch before the measurement compiles the graphs and is then undone, so
+that the times do not include compilation. The test accuracy is that of the network after the last epoch. The history of
+loss, top-1 and top-5 accuracy is written to the result file, and its curves to an image with the same name.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from benchmarks import check_names, results
+from benchmarks import results
 from pipeline.core import cli, config, device
 from pipeline.data.load import load_from_settings
 from pipeline.evaluate.figures import training_curves
@@ -27,13 +26,13 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     """Train one preset.
 
     Returns:
-        ``epoch_seconds`` (median, without compilation), ``images_per_second``, ``compile_seconds``, ``history`` with
-        validation loss, top-1 and top-5 a whole epoch, and the test split's ``test_accuracy`` and ``test_top5``.
+        ``epoch_seconds`` (median, without compilation), ``images_per_second``, ``compile_seconds``, ``history`` (with
+        validation loss, top-1 and top-5 accuracy after each epoch), ``test_accuracy`` and ``test_top5``.
     """
     chosen = [f"experiment={name}"]
-    settings = config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])])
-    dataset = load_from_settings(settings["dataset"])
-    setup.seed_everything(settings["seed"])
+    settings = setup.resolve(config.compose([*chosen, *overrides, *([f"data_dir={data_dir}"] if data_dir else [])]))
+    dataset = load_from_settings(settings.dataset)
+    setup.seed_everything(settings.seed)
     loop = setup.build_loop(settings, dataset)
     start = [device.to_numpy(variable.value) for variable in loop.variables]
     started = time.perf_counter()
@@ -43,7 +42,7 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     for variable, value in zip(loop.variables, start, strict=True):
         variable.assign(value)
     history, seconds = [], []
-    for epoch in range(settings["epochs"]):
+    for epoch in range(settings.epochs):
         began = time.perf_counter()
         logs = loop.train_epoch(dataset.train, epoch)
         seconds.append(time.perf_counter() - began)
@@ -56,8 +55,8 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
     return {
         "preset": name,
         "overrides": chosen + overrides,
-        "batch_size": settings["batch_size"],
-        "precision": setup.resolve_precision(settings["precision"]),
+        "batch_size": settings.batch_size,
+        "precision": settings.precision,
         "xla": loop.xla,
         "train_images": len(dataset.train.labels),
         "classes": dataset.num_classes,
@@ -74,16 +73,15 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
 
 def main() -> None:
     known = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(known))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split(":")[0])
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=known, help=", ".join(known))
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the preset's")
     arguments = parser.parse_args()
-    check_names("preset", arguments.names, known)
     for name in arguments.names:
         run = measure(name, arguments.data_dir, arguments.set)
         print(
-            f"{name}: {run['epoch_seconds']:.3f} s an epoch ({run['images_per_second']:,.0f} images/s at batch "
+            f"{name}: {run['epoch_seconds']:.3f} s per epoch ({run['images_per_second']:,.0f} images/s at batch "
             f"{run['batch_size']}), test top-1 {run['test_accuracy']:.2%}, top-5 {run['test_top5']:.2%} after "
             f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s",
             flush=True,

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).resolve().parent / "results"
 def save(name: str, figures: Any, command: str | None = None) -> Path:
     """Write figures to ``benchmarks/results/NAME-gpu.json`` (or ``-cpu``), and replace an older file.
 
-    A benchmark with options other than ``--data-dir`` writes to ``NAME-gpu-options.json``, which git ignores, so that it
-    does not replace a figure of the README.
+    A benchmark with options other than ``--data-dir`` writes to ``NAME-gpu-options.json``, which git ignores, so that
+    it does not replace a figure of the README.
 
     Args:
         name: The benchmark, for example "augment".

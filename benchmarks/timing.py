@@ -8,11 +8,11 @@ from typing import Any
 
 
 def timed_epochs(loop: Any, dataset: Any, epochs: int) -> tuple[dict[str, Any], float]:
-    """Train one epoch that compiles, and `epochs` that are measured.
+    """Train one epoch to compile the graphs, then measure `epochs` epochs.
 
     Returns:
-        ``images_per_second`` (median), ``first_epoch_seconds`` (with tracing and compilation) and ``epochs`` (images/s
-        of each measured one); and the mean training loss of the last epoch.
+        The figures ``images_per_second`` (median), ``first_epoch_seconds`` (with tracing and compilation) and
+        ``epochs`` (images/s of each measured epoch); and the mean training loss of the last epoch.
     """
     compiling = time.perf_counter()
     loop.train_epoch(dataset.train, 0)

@@ -1,16 +1,14 @@
-"""How fast does training go, augmentation included? ``python -m benchmarks.train``
+"""Measure the training speed, augmentation included: ``python -m benchmarks.train``
 
-Trains the cnn on this machine with the project's loop and, beside it in the same run, with Keras's `fit`: the same
-network, optimizer, clipping, loss scaling and precision, fed by a tf.data pipeline that flips, crops and changes the
-brightness as most people would write it, and once more by plain arrays without augmentation. Every figure is the
-median of whole epochs after one that compiles. On a GPU it also counts the bytes that cross from the host to the
-device during one epoch, with CUDA's own tracing.
+Trains the cnn with the project's loop and, in the same process, with Keras `fit`: the same network, optimizer,
+clipping, loss scaling and precision, once with a typical tf.data pipeline (flip, crop, brightness) and once with plain
+arrays and no augmentation. Each figure is the median of whole epochs after one that compiles. On a GPU, CUDA's profiler
+also counts the bytes copied from the host to the device during one epoch.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import statistics
 import tempfile
@@ -24,12 +22,13 @@ import numpy
 from benchmarks import results
 from benchmarks.timing import timed_epochs
 from pipeline.core import cli, config, device
+from pipeline.core.settings import Settings
 from pipeline.data.load import load_dataset
 from pipeline.train import setup
 
 
-def own_loop(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, Any]:
-    """Images/s of the project's loop, and the bytes copied from the host in one more epoch."""
+def own_loop(settings: Settings, dataset: Any, epochs: int) -> dict[str, Any]:
+    """Measure images/s of the project's loop, and the bytes copied from the host in one further epoch."""
     loop = setup.build_loop(settings, dataset)
     figures, _ = timed_epochs(loop, dataset, epochs)
     if device.has_gpu():
@@ -38,15 +37,15 @@ def own_loop(settings: dict[str, Any], dataset: Any, epochs: int) -> dict[str, A
     return figures
 
 
-def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bool) -> dict[str, Any]:
-    """Images/s of Keras's `fit`, from images in host memory, with or without augmentation by tf.data."""
+def keras_fit(settings: Settings, dataset: Any, epochs: int, augmented: bool) -> dict[str, Any]:
+    """Measure images/s of Keras `fit` with images in host memory, with or without augmentation by tf.data."""
     tf = device.tensorflow()
     import keras
 
     loop = setup.build_loop(settings, dataset)
     network, optimizer = loop.network, loop.optimizer
-    optimizer.global_clipnorm = settings["optimizer"]["global_clipnorm"]  # which the loop has taken over
-    batch_size = settings["batch_size"]
+    optimizer.global_clipnorm = settings.optimizer.global_clipnorm  # the loop clips the gradients itself
+    batch_size = settings.batch_size
     images, labels = device.to_numpy(dataset.train.images), device.to_numpy(dataset.train.labels)
     mean, deviation = (numpy.array(values, numpy.float32) * 255 for values in (dataset.mean, dataset.std))
     height, width, channels = dataset.image_shape
@@ -70,7 +69,7 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
         whole = len(labels) - len(labels) % batch_size
         source = {"x": ((images - mean) / deviation)[:whole], "y": labels[:whole], "batch_size": batch_size}
     speeds = []
-    warnings.filterwarnings("ignore", "`shuffle=True` was passed", UserWarning)  # Keras's default; the data does it
+    warnings.filterwarnings("ignore", "`shuffle=True` was passed", UserWarning)  # Keras's default; the dataset shuffles
     for _ in range(epochs + 1):
         started = time.perf_counter()
         network.fit(**source, epochs=1, verbose=0)
@@ -80,7 +79,7 @@ def keras_fit(settings: dict[str, Any], dataset: Any, epochs: int, augmented: bo
 
 
 def host_to_device(work: Any) -> dict[str, int]:
-    """Run `work` under TensorFlow's profiler: ``copies`` and ``bytes`` from the host to the device, of any library."""
+    """Count ``copies`` and ``bytes`` from host to device, of all libraries, while `work` runs."""
     tf = device.tensorflow()
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -110,12 +109,12 @@ def host_to_device(work: Any) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split(":")[0])
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--epochs", type=int, default=5, help="measured epochs, after the one that compiles")
-    parser.add_argument("--limit-per-class", type=int, default=None, help="fewer images, for a look on a CPU")
+    parser.add_argument("--epochs", type=int, default=5, help="measured epochs, after one that compiles")
+    parser.add_argument("--limit-per-class", type=int, default=None, help="use fewer images, for a test on a CPU")
     arguments = parser.parse_args()
     dataset = load_dataset(
         arguments.dataset, arguments.data_dir, limit_per_class=arguments.limit_per_class, validation_fraction=0.1
@@ -123,12 +122,12 @@ def main() -> None:
     figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
     print(f"{'batch':>6} {'loop':>14} {'fit + tf.data':>14} {'fit, no augm.':>14}   ratio to fit + tf.data")
     for batch_size in arguments.batch_sizes:
-        settings = config.compose([f"batch_size={batch_size}", "model=cnn", "augment=standard"])
+        settings = setup.resolve(config.compose([f"batch_size={batch_size}", "model=cnn", "augment=standard"]))
         own = own_loop(settings, dataset, arguments.epochs)
         augmented = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=True)
         plain = keras_fit(settings, dataset, min(arguments.epochs, 3), augmented=False)
         ratio = own["images_per_second"] / augmented["images_per_second"]
-        figures["precision"] = setup.resolve_precision(settings["precision"])
+        figures["precision"] = settings.precision
         figures["runs"].append(
             {"batch_size": batch_size, "loop": own, "keras_fit": augmented, "keras_fit_no_augmentation": plain,
              "times_keras_fit": ratio,
@@ -143,8 +142,6 @@ def main() -> None:
                 f"       host to device in one epoch: {own['host_to_device']['bytes']:,} bytes in "
                 f"{own['host_to_device']['copies']} copies; the permutation is {own['permutation_bytes']:,}"
             )
-    if not all(math.isfinite(run["times_keras_fit"]) for run in figures["runs"]):
-        raise ValueError("a measurement is not finite")
     print(f"written to {results.save('train', figures)}")
 
 

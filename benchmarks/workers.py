@@ -1,8 +1,8 @@
-"""How much faster do several GPUs train? ``python -m benchmarks.workers --data-dir DATA``
+"""Measure the training speed of several GPUs: ``python -m benchmarks.workers --data-dir DATA``
 
-Trains ResNet-18 by `python -m pipeline.workers` with one worker and with one for each GPU, each worker with the same
-share of the batch. The figures are images/s of all workers together, augmentation included, the median of whole epochs
-after the one that compiles, and the test accuracy of each run.
+Trains ResNet-18 by `python -m pipeline.workers` with one training process and with one for each GPU; the batch size
+per process is the same. The figures are images/s of all processes together, augmentation included (the median of whole
+epochs after one that compiles), and the test accuracy of each run.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from pipeline.core.errors import PipelineError
 
 
 def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]:
-    """Train with `count` workers in a process of their own each, in a folder that is removed.
+    """Train with `count` training processes, in a temporary folder.
 
     Args:
-        batch_size: Images a step and worker.
+        count: Number of training processes.
+        overrides: Settings of the training, for example ``epochs=5``.
+        batch_size: Images per step and process.
 
     Returns:
-        ``workers``, ``batch_size`` (of all together), ``images_per_second`` (median), ``epochs`` (each, with the first)
-        and ``test_accuracy``.
+        ``workers``, ``batch_size`` (of all processes together), ``images_per_second`` (median), ``epochs`` (images/s of
+        each epoch, including the first) and ``test_accuracy``.
 
     Raises:
-        PipelineError: The training failed; its own sentence is on standard error.
+        PipelineError: The training failed; its own error message is on standard error.
     """
     command = [sys.executable, "-m", "pipeline.workers", str(count), *overrides]
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +44,9 @@ def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]
             stdout=subprocess.DEVNULL,
         )
         if code:
-            raise PipelineError(f"The training with {count} workers ended with {code}.", code)
+            raise PipelineError(
+                f"The training with {count} processes failed with exit code {code}; see its error message above.", code
+            )
         metrics = runs.Run(Path(folder) / "runs" / "measured").metrics
     return {
         "workers": count,
@@ -54,19 +58,20 @@ def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", required=True, help="where CIFAR-10 is, or is downloaded to")
-    parser.add_argument("--counts", type=cli.positive, nargs="+", help="numbers of workers (default: 1 and all GPUs)")
-    parser.add_argument("--batch-size", type=cli.positive, default=512, help="of each worker (default: %(default)s)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__.split(":")[0])
+    parser.add_argument("--data-dir", required=True, help="folder of CIFAR-10, or of its download")
+    parser.add_argument(
+        "--counts", type=cli.positive, nargs="+", help="numbers of training processes (default: 1 and all GPUs)"
+    )
+    parser.add_argument("--batch-size", type=cli.positive, default=512, help="per process (default: %(default)s)")
     parser.add_argument("--epochs", type=cli.positive, default=5, help="the first one compiles (default: %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the training")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="additional training settings")
     arguments = parser.parse_args()
     gpus = device.gpu_count()
     counts = arguments.counts or [1, gpus]
     if arguments.counts is None and gpus < 2:
         raise PipelineError(
-            f"This asks what several GPUs are good for, and this machine has {gpus}; processes that share its "
-            "cores are measured with --counts 1 2."
+            f"Expected at least 2 GPUs, got {gpus}; to measure processes that share a device, set --counts 1 2."
         )
     data = Path(arguments.data_dir).absolute()
     chosen = ["dataset=cifar10", "model=resnet18", f"epochs={arguments.epochs}", *arguments.set]

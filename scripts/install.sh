@@ -13,7 +13,9 @@ fail() {
 
 # The stamp covers the pins, the project's own metadata and the folder, because the scripts in .venv contain its path.
 key="$PWD $(cat requirements*.txt constraints.txt pyproject.toml | cksum)"
-installed() { [[ -x .venv/bin/python && -f .venv/.installed-$1 && $(<".venv/.installed-$1") == "$key" ]]; }
+installed() {
+  [[ -x .venv/bin/python && ! -e .venv/.installing && -f .venv/.installed-$1 && $(<".venv/.installed-$1") == "$key" ]]
+}
 
 has_nvidia_driver() {
   [[ ${PIPELINE_DEVICE:-} != cpu && $(uname -sm) == "Linux x86_64" ]] && "$python" -c '
@@ -46,10 +48,12 @@ install() {
   create_venv
   echo "Installing $1 into .venv; the first installation takes a few minutes."
   pip_install -r "$1" && pip_install --no-deps -e . ||
-    fail "pip could not install $1. Check its output above, the network, the free disk space and 'pip config list'; then run the command again."
+    fail "pip could not install $1. Check its output above, the network, the free disk space and 'pip config list';" \
+      "then run the command again."
   if [[ $1 == requirements-gpu.txt ]]; then
     pip_install -r requirements-tensorrt.txt ||
-      echo "TensorRT was not installed; only the TF-TRT export needs it. Try again: .venv/bin/pip install -r requirements-tensorrt.txt"
+      echo "TensorRT was not installed; only the TF-TRT export needs it." \
+        "Try again: .venv/bin/pip install -r requirements-tensorrt.txt"
   fi
   echo "$key" >".venv/.installed-$1"
   rm .venv/.installing
