@@ -1,9 +1,8 @@
-"""The columnar cache: decoded images as Parquet on disk, as arrays where the pipeline computes.
+"""The Parquet cache of decoded images.
 
-One file holds one data set: `pixels` list<uint8> (H·W·C values a row), `label` int32, `source` string; split by
-split, in row groups of 8 MiB of pixels, compressed with zstd. Shape, class names, the digest of the source and what was
-left out are in the file's metadata. On a GPU cuDF decodes the file in device memory and CuPy views the result; without
-one pyarrow and NumPy do.
+One file contains one dataset: `pixels` list<uint8> (H·W·C values), `label` int32 and `source` string, split by split,
+in row groups of 8 MiB of pixels, compressed with zstd. The file's metadata contains a `Header`. On a GPU, cuDF decodes
+the file in device memory and CuPy views the result; otherwise pyarrow and NumPy do.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,15 @@ import pyarrow.parquet as pq
 from pipeline.core import device
 from pipeline.core.device import usable_cores
 from pipeline.core.errors import PipelineError
-from pipeline.core.files import atomic_write_in_cache
+from pipeline.core.files import atomic_write
 from pipeline.data.dataset import Rejected, Split
 
 FORMAT = 2
-
-
 ROW_GROUP_BYTES = 8 * 2**20  # small enough that two cores share the work of decoding
-
-
 LIST_LIMIT = 2**31 - 1  # cuDF counts a list column's values in 32 bits
-
-
 _METADATA = b"pipeline"
-
-
-# Not nullable, so that Parquet stores one bit of structure a pixel instead of two.
+# Not nullable, so that Parquet stores one bit of structure per pixel instead of two.
 _PIXELS = pa.list_(pa.field("element", pa.uint8(), nullable=False))
-
-
 _SCHEMA = pa.schema(
     [
         pa.field("pixels", _PIXELS, nullable=False),
@@ -54,7 +43,7 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some decoded images of one split, on their way into the cache, in host memory.
+    """Some decoded images of one split, in host memory, to be written to the cache.
 
     Attributes:
         split: "train", "validation" or "test".
@@ -71,17 +60,17 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a cache file says about itself.
+    """The metadata of a cache file.
 
     Attributes:
-        format: Version of the layout.
-        digest: Digest of the source data and of how it was decoded.
+        format: Version of the file format.
+        digest: Digest of the source data and of the decoder.
         class_names: K names, in the order of the labels.
         image_shape: (H, W, C).
         row_groups: The split of each row group.
         rows: Number of rows of each row group.
-        checksums: Split to a sum over its pixels and labels.
-        content: Digest of class names, splits, pixels and labels in their order; a copy of the data has the same.
+        checksums: Sum over the pixels and labels of each split.
+        content: Digest of class names, splits, pixels and labels in their order; the same for a copy of the data.
         rejected: The images that were left out.
     """
 
@@ -97,7 +86,7 @@ class Header:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Header:
-        """Read what `json.dumps(dataclasses.asdict(header))` wrote; any exception means that it is damaged."""
+        """The header that `json.dumps(dataclasses.asdict(header))` wrote."""
         fields = json.loads(text)
         fields["image_shape"] = tuple(fields["image_shape"])
         fields["rejected"] = [Rejected(**item) for item in fields["rejected"]]
@@ -107,23 +96,22 @@ class Header:
 def write(
     path: Path, batches: Iterable[Batch], *, digest: str, class_names: list[str], rejected: list[Rejected]
 ) -> None:
-    """Write a cache file, whole or not at all.
+    """Write a cache file; it appears complete or not at all.
 
     Args:
         path: The file.
-        batches: The images, split by split, none empty, all of one shape; read to the end before anything appears
-            at `path`.
-        digest: Digest of the source data and of how it is decoded.
+        batches: The images, split by split, none empty, all of one shape.
+        digest: Digest of the source data and of the decoder.
         class_names: The names of labels 0 to K - 1.
-        rejected: What was left out; read after the last batch, so a generator may add to it.
+        rejected: The images that were left out; read after the last batch, so the generator of `batches` may add to it.
 
     Raises:
-        PipelineError: No image at all, or no room on the disk.
+        PipelineError: There are no images, or the disk is full.
     """
     header = Header(FORMAT, digest, class_names, (0, 0, 0), [], [], {}, "", rejected)
     content = hashlib.blake2b(json.dumps(class_names).encode(), digest_size=16)
     with (
-        atomic_write_in_cache(path) as temporary,
+        atomic_write(path, cache=True) as temporary,
         temporary.open("wb") as file,
         pq.ParquetWriter(
             file, _SCHEMA, compression="zstd", compression_level=1, use_dictionary=["pixels.list.element"]
@@ -136,7 +124,7 @@ def write(
             offsets = np.arange(0, len(images) * values + 1, values, dtype=np.int32)
             pixels = pa.ListArray.from_arrays(pa.array(offsets), pa.array(images.reshape(-1)), type=_PIXELS)
             names = (source for batch in group for source in batch.sources)
-            # A file's name may hold bytes that are no text.
+            # A file name may contain bytes that are not UTF-8.
             sources = pa.array([name.encode(errors="backslashreplace").decode() for name in names], pa.string())
             table = pa.table([pixels, pa.array(labels), sources], schema=_SCHEMA)
             writer.write_table(table, row_group_size=len(images))
@@ -149,14 +137,14 @@ def write(
             content.update(labels)
             header = dataclasses.replace(header, image_shape=images.shape[1:])
         if not header.rows:
-            first = f"; the first: {rejected[0].path} ({rejected[0].reason})" if rejected else ""
-            raise PipelineError(f"No image could be read, {len(rejected)} were left out{first}.", exit_code=1)
+            first = f", such as {rejected[0].path} ({rejected[0].reason})" if rejected else ""
+            raise PipelineError(f"None of {len(rejected)} images can be read{first}; replace them.", exit_code=1)
         header = dataclasses.replace(header, content=content.hexdigest())
         writer.add_key_value_metadata({_METADATA: json.dumps(dataclasses.asdict(header)).encode()})
 
 
 def _row_groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Gather batches of one split until they are `ROW_GROUP_BYTES` large; larger ones are cut."""
+    """Join or divide batches of one split into groups of `ROW_GROUP_BYTES`."""
     group: list[Batch] = []
     room = 0
     for batch in batches:
@@ -178,7 +166,7 @@ def _row_groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
 
 
 def checksum(images: Any, labels: Any) -> int:
-    """A sum over all pixels and labels modulo 2^64, where the arrays live; equal on every device.
+    """A sum over all pixels and labels modulo 2^64, computed on the arrays' device; the same on every device.
 
     Args:
         images: uint8 [N, H, W, C], N at least 1, C-contiguous.
@@ -190,47 +178,67 @@ def checksum(images: Any, labels: Any) -> int:
 
 
 def read_header(path: Path) -> Header | None:
-    """What the cache file at `path` says about itself; None where it is missing, damaged or of another format."""
+    """The metadata of a cache file; None if the file is missing, damaged or of another format."""
     try:
         header = Header.from_json(pq.read_metadata(path).metadata[_METADATA])
-    except Exception:  # whatever is wrong with it, it is made again
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return header if header.format == FORMAT else None
 
 
 def read(path: Path, header: Header) -> dict[str, Split] | None:
-    """Read a cache file to where the pipeline computes.
+    """Read a cache file.
 
     On a GPU the file is decoded by cuDF in device memory and the images are a CuPy view of its column: no pixel
-    passes through the host's memory.
+    passes through host memory.
 
     Args:
         path: The file.
         header: Its header.
 
     Returns:
-        Split name to `Split`; None where the file is damaged.
+        The splits by name; None if the file is damaged.
 
     Raises:
-        MemoryError: The data set does not fit into memory.
+        MemoryError: The dataset does not fit into memory.
+        RuntimeError: A CUDA error.
     """
-    read_split = _read_with_cudf if device.dataframe().__name__ == "cudf" else _read_with_pyarrow
-    splits = {}
+    if device.dataframe().__name__ != "cudf":
+        parts = _read_splits(path, header, _read_with_pyarrow)
+        if parts is None:
+            return None
+        return {
+            name: Split(device.to_device(images), device.to_device(labels), sources.to_pandas())
+            for name, (images, labels, sources) in parts.items()
+        }
     try:
-        for name in header.checksums:
-            groups = [index for index, split in enumerate(header.row_groups) if split == name]
-            split = read_split(path, header, groups)
-            if checksum(split.images, split.labels) != header.checksums[name]:
-                return None
-            splits[name] = split
+        parts = _read_splits(path, header, _read_with_cudf)
     except MemoryError:
         raise
-    except Exception:  # cuDF and pyarrow raise many kinds for a damaged file
+    except Exception:  # cuDF raises a RuntimeError for a damaged file and for a CUDA error; pyarrow tells them apart
+        if _read_splits(path, header, _read_with_pyarrow) is None:
+            return None
+        raise
+    return parts and {name: Split(*part) for name, part in parts.items()}
+
+
+def _read_splits(path: Path, header: Header, read_split: Callable[..., tuple]) -> dict[str, tuple] | None:
+    """(images, labels, sources) of each split; None if the file is damaged."""
+    parts = {}
+    try:
+        for name, expected in header.checksums.items():
+            groups = [index for index, split in enumerate(header.row_groups) if split == name]
+            parts[name] = read_split(path, header, groups)
+            if checksum(*parts[name][:2]) != expected:
+                return None
+    except MemoryError:  # pyarrow's is an ArrowException too
+        raise
+    except (pa.ArrowException, OSError, ValueError):
         return None
-    return splits
+    return parts
 
 
-def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> Split:
+def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> tuple[Any, Any, Any]:
     cudf, xp = device.dataframe(), device.xp()
     parts = []
     for chunk in _chunks(groups, header):
@@ -238,13 +246,13 @@ def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> Split:
         images = frame["pixels"].list.leaves.values.reshape(-1, *header.image_shape)
         parts.append((images, frame["label"].values, frame["source"]))
     if len(parts) == 1:
-        return Split(*parts[0])
+        return parts[0]
     images, labels, sources = zip(*parts, strict=True)
-    return Split(xp.concatenate(images), xp.concatenate(labels), cudf.concat(sources, ignore_index=True))
+    return xp.concatenate(images), xp.concatenate(labels), cudf.concat(sources, ignore_index=True)
 
 
 def _chunks(groups: list[int], header: Header) -> Iterator[list[int]]:
-    """Runs of row groups whose pixels fit into one cuDF list column."""
+    """Divide row groups into lists whose pixels fit into one cuDF list column."""
     chunk: list[int] = []
     values = 0
     for group in groups:
@@ -258,7 +266,7 @@ def _chunks(groups: list[int], header: Header) -> Iterator[list[int]]:
         yield chunk
 
 
-def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> Split:
+def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> tuple[np.ndarray, np.ndarray, pa.ChunkedArray]:
     rows = [header.rows[group] for group in groups]
     starts = np.concatenate([[0], np.cumsum(rows)])
     images = np.empty((int(starts[-1]), *header.image_shape), np.uint8)
@@ -276,9 +284,9 @@ def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> Split:
             flat[position : position + len(values)] = values
             position += len(values)
         if position != len(flat):
-            raise ValueError("a row group holds fewer pixels than its header says")
+            raise ValueError("a row group contains fewer pixels than the header declares")
         return table.column("source")
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow decodes one column on one core
         sources = [chunk for column in pool.map(read_group, range(len(groups))) for chunk in column.chunks]
-    return Split(device.to_device(images), device.to_device(labels), pa.chunked_array(sources, pa.string()).to_pandas())
+    return images, labels, pa.chunked_array(sources, pa.string())

@@ -1,4 +1,4 @@
-"""The types of a dataset: `Split`, `Dataset`, and images that were rejected."""
+"""The types of a dataset: `Dataset`, its `Split`s, and the images that were `Rejected`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 from pipeline.core import device
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Images with their labels.
 
     Attributes:
-        images: uint8 [N, H, W, C], C-contiguous, C is 1 or 3 (RGB); CuPy on a GPU, NumPy without.
-        labels: int32 [N], in the same place.
-        sources: N strings, where each image came from: a cuDF Series on a GPU, a pandas Series without.
+        images: uint8 [N, H, W, C], C-contiguous, C is 1 or 3 (RGB); CuPy on a GPU, otherwise NumPy.
+        labels: int32 [N], in the same memory.
+        sources: N strings, the origin of each image: a cuDF Series on a GPU, otherwise a pandas Series.
     """
 
     images: Any
@@ -26,38 +28,34 @@ class Split:
         return len(self.images)
 
     def take(self, indices: Any) -> Split:
-        """The images at `indices` (int64 [M], where the images live), in that order; a copy in the same place."""
-        where = indices if _on_device(self.sources) else device.to_numpy(indices)
+        """A copy of the images at `indices` (int64 [M], in the same memory as the images), in that order."""
+        where = indices if type(self.sources).__module__.startswith("cudf") else device.to_numpy(indices)
         sources = self.sources.iloc[where].reset_index(drop=True)
         return Split(self.images[indices], self.labels[indices], sources)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """An image that was left out, and why."""
+    """An image that was left out, and the reason."""
 
     path: str
     reason: str
 
 
-def _on_device(series: Any) -> bool:
-    return type(series).__module__.startswith("cudf")
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dataset:
-    """A data set, ready to compute with.
+    """A dataset in the memory in which the pipeline computes.
 
     Attributes:
-        name: Its name in this package.
+        name: One of `pipeline.data.load.dataset_names()`.
         class_names: K names, in the order of the labels.
         train: The training split.
-        validation: The validation split; empty where none was asked for.
+        validation: The validation split; may be empty.
         test: The test split.
-        mean: Per-channel mean of the training split, in units of 0..1 (pixel / 255).
-        std: Per-channel standard deviation, same units.
-        digest: Digest of all decoded images, labels and class names; a copy elsewhere has the same.
-        rejected: The images that could not be read and were left out, with the reason.
+        mean: Mean of each channel of the training split, in units of 0..1 (pixel / 255).
+        std: Standard deviation of each channel, same units.
+        digest: Digest of all decoded images, labels and class names; a copy of the data has the same digest.
+        rejected: The images that could not be read and were left out.
     """
 
     name: str
@@ -87,9 +85,3 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
         return f"{self.name}: {sizes} images of {'×'.join(map(str, self.image_shape))} in {self.num_classes} classes"
-
-
-SPLITS = ("train", "validation", "test")
-
-
-SPLITS = ("train", "validation", "test")

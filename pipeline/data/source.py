@@ -1,14 +1,16 @@
-"""What a source of images hands over, and how that becomes batches of decoded pixels.
+"""The interface of a source of images, and the decoding of its images in parallel.
 
-A source is one file here with a function ``source(data_dir, settings) -> Source``. It looks and does not read: the
-contents are asked for only where the cache does not hold them yet.
+A source is a module in `pipeline.data.sources` with a function ``source(data_dir, settings) -> Source``. It finds the
+data but does not read it: `Source.read` is called only if the cache does not contain the data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,61 +18,48 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.core import device
+from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
+from pipeline.core.settings import DatasetSettings
 from pipeline.data import cache
 from pipeline.data.dataset import SPLITS, Rejected
 from pipeline.data.images import ImageError, decode_image, resize_and_center_crop
 
-_BATCH = 32  # images that a thread decodes at once
+_BATCH = 32  # images that a decode thread takes at a time
 
+# Names of folders and files that contain a split.
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
+               "dev": "validation", "test": "test"}  # fmt: skip
 
-# An image: encoded, in a file, as pixels, known to be unreadable, or missing.
-Encoded = bytes | Path | np.ndarray | ImageError | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a user may ask of any source.
-
-    Attributes:
-        image_size: (H, W) to bring every image to, or None to keep the one size they have.
-        channels: 1 or 3 to make every image grey or RGB, or None where they are alike.
-        class_names: The names of labels 0 to K - 1, for a source of numbers without names.
-        cache: The cache folder, for downloads and unpacked archives.
-        progress: Show progress bars on a terminal.
-    """
-
-    image_size: tuple[int, int] | None
-    channels: int | None
-    class_names: list[str] | None
-    cache: Path
-    progress: bool
+# An image: encoded bytes, a file, decoded pixels, or the reason why there is none.
+Encoded = bytes | Path | np.ndarray | ImageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All of a source.
+    """All images and labels of a source.
 
     Attributes:
         class_names: K names.
-        labels: Split name to its labels, integers [N] from 0 to K - 1.
-        images: Gives a split's images in the order of its labels, each with its name for listings.
+        labels: The labels of each split, integers [N] from 0 to K - 1.
+        images: Returns the images of a split in the order of its labels, each with its name.
+        channels: 1 or 3 to convert all images unless the user sets `channels`, or None to keep their channels.
     """
 
     class_names: list[str]
     labels: dict[str, np.ndarray]
     images: Callable[[str], Iterable[tuple[str, Encoded]]]
+    channels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source that was found.
+    """Data that was found.
 
     Attributes:
         location: Where it is, for messages and for the name of its cache file.
-        digest: Changes when the source does.
-        read: Gives the contents; called only where the cache does not hold them.
+        digest: Changes when the data changes.
+        read: Returns the contents.
     """
 
     location: str
@@ -78,133 +67,144 @@ class Source:
     read: Callable[[], Contents]
 
 
-def folder(data_dir: Path | None, name: str) -> Path:
-    """`data_dir`, checked.
+def check_folder(data_dir: Path | None, name: str) -> Path:
+    """Return `data_dir`.
 
     Raises:
-        PipelineError: It is not given, or there is no such folder.
+        PipelineError: It is None or not a folder.
     """
-    if data_dir is None:
-        raise PipelineError(f"The data set {name!r} needs data_dir=…, the folder that holds the images.")
-    if data_dir.is_file():
+    if data_dir is None or not data_dir.is_dir():
         raise PipelineError(
-            f"{data_dir} is a file; name the folder that holds the {name} data (data_dir=…, or --data-dir)."
-        )
-    if not data_dir.is_dir():
-        raise PipelineError(
-            f"There is no folder {data_dir}; name the one that holds the {name} data (data_dir=…, or --data-dir)."
+            f"The dataset {name!r} needs a folder, got data_dir={str(data_dir) if data_dir else None!r}; "
+            "set data_dir (or --data-dir) to the folder that contains the data."
         )
     return data_dir
 
 
-def check(contents: Contents, location: str) -> None:
-    """Everything about labels and classes that can be found wrong before an image is decoded.
+def download_folder(settings: DatasetSettings) -> Path:
+    """The folder for downloads of a dataset without `data_dir`."""
+    return files.cache_folder(settings.cache_dir) / "downloads" / settings.name
+
+
+def digest_of(paths: Iterable[Path], root: Path) -> str:
+    """A digest of the files' paths, sizes and times, which takes a second for a hundred thousand files.
+
+    It changes when a file is added, removed, renamed, written or made readable. The error number of a file that cannot
+    be accessed, such as a broken link, is included; the error is reported when the file is read.
+    """
+    result = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            status = path.stat()
+            facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        except OSError as error:
+            facts = (error.errno,)
+        words = (path.relative_to(root).as_posix(), *map(str, facts))
+        result.update(("\0".join(words) + "\n").encode(errors="surrogateescape"))
+    return result.hexdigest()
+
+
+def check_contents(contents: Contents, location: str) -> None:
+    """Check labels and class names before any image is decoded.
 
     Raises:
-        PipelineError: One class only, a name given twice, a label out of range, no training images, or a class
-            without any.
+        PipelineError: Fewer than two classes, a name given twice, a label out of range, or a class without training
+            images.
     """
     names = contents.class_names
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise PipelineError(f"The class name {twice[0]!r} is given twice for {location}; every class needs its own.")
+        raise PipelineError(f"The class name {twice[0]!r} of {location} is used twice; rename one of the classes.")
     if len(names) < 2:
-        found = f"one class only ({names[0]!r})" if names else "no classes"
-        raise PipelineError(f"{location} has {found}; a classifier needs at least two.")
+        raise PipelineError(f"A classifier needs at least two classes, {location} has {list(names)}; add a class.")
     for split, labels in contents.labels.items():
         wrong = labels[(labels < 0) | (labels >= len(names))]
         if len(wrong):
             raise PipelineError(
-                f"{location} has the label {wrong[0]} in its {split} split, but {len(names)} classes, so labels are 0 "
-                f"to {len(names) - 1}; correct the labels or set class_names."
+                f"Expected labels from 0 to {len(names) - 1}, got {wrong[0]} in the {split} split of {location}; "
+                "correct the labels or set class_names."
             )
-    if not len(contents.labels.get("train", ())):
-        raise PipelineError(f"{location} has no training images; put some into its train split.")
-    counts = np.bincount(contents.labels["train"], minlength=len(names))
+    counts = np.bincount(contents.labels.get("train", np.empty(0, int)), minlength=len(names))
     if counts.min() == 0:
         empty = names[int(counts.argmin())]
-        raise PipelineError(f"The class {empty!r} of {location} has no training image; add some or remove the class.")
+        raise PipelineError(f"The class {empty!r} of {location} has no training images; add some or remove the class.")
 
 
-def decode(contents: Contents, settings: Settings, rejected: list[Rejected], *, name: str) -> Iterator[cache.Batch]:
-    """Decode every image, in parallel, in order; those that cannot be read are added to `rejected` and left out.
+def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejected]) -> Iterator[cache.Batch]:
+    """Decode all images in parallel, in order; images that cannot be read are added to `rejected` and left out.
 
-    Threads are enough: Pillow decodes and resizes without Python's lock.
+    Threads are sufficient: Pillow decodes and resizes without Python's lock.
 
     Raises:
-        PipelineError: Images of different sizes without `image_size`, grey and colour mixed without `channels`, or
-            not as many images as labels.
+        PipelineError: Images differ in size but `image_size` is not set, or in channels but `channels` is not set.
     """
     first: tuple[str, tuple[int, ...]] | None = None
-    total = sum(map(len, contents.labels.values()))
-    bar = tqdm(total=total, desc=f"{name}: decoding", unit=" images", disable=None if settings.progress else True)
+    work = functools.partial(_decode_rows, size=settings.size, channels=settings.channels or contents.channels)
+    bar = tqdm(
+        total=sum(map(len, contents.labels.values())),
+        desc=f"{settings.name}: decoding",
+        unit=" images",
+        disable=None if settings.progress else True,
+    )
     with bar, ThreadPoolExecutor(device.usable_cores()) as pool:
-        for split in SPLITS:
-            labels = contents.labels.get(split, np.empty(0, np.int32))
-            position = 0
-            for results in _in_order(pool, contents.images(split) if len(labels) else (), settings):
-                good = []
-                for index, (source, image) in enumerate(results, start=position):
-                    if isinstance(image, Rejected):
-                        rejected.append(image)
-                        continue
-                    first = first or (source, image.shape)
-                    _check_alike(source, image.shape, *first)
-                    good.append((index, source, image))
-                position += len(results)
-                if position > len(labels):
-                    break
+        for split in (split for split in SPLITS if split in contents.labels):
+            rows = zip(contents.labels[split], contents.images(split), strict=True)
+            for results in _map_in_order(pool, work, rows):
                 bar.update(len(results))
-                if good:
-                    indices, sources, images = zip(*good, strict=True)
-                    yield cache.Batch(split, np.stack(images), labels[list(indices)], list(sources))
-            if position != len(labels):
-                more = "more than " if position > len(labels) else f"{position} images for "
-                raise PipelineError(f"The {split} split of {name} has {more}{len(labels)} labels; they must be equal.")
+                rejected += [image for _, _, image in results if isinstance(image, Rejected)]
+                decoded = [row for row in results if not isinstance(row[2], Rejected)]
+                if not decoded:
+                    continue
+                labels, names, images = zip(*decoded, strict=True)
+                for name, image in zip(names, images, strict=True):
+                    first = first or (name, image.shape)
+                    _check_same_shape(name, image.shape, *first)
+                yield cache.Batch(split, np.stack(images), np.array(labels), list(names))
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, images: Iterable[tuple[str, Encoded]], settings: Settings
-) -> Iterator[list[tuple[str, np.ndarray | Rejected]]]:
-    """The results of `_decode_some` in order, with only a few batches under way, so that memory stays bounded."""
+_Row = tuple[int, tuple[str, Encoded]]  # label, (name, image)
+_Decoded = tuple[int, str, np.ndarray | Rejected]
+
+
+def _map_in_order(
+    pool: ThreadPoolExecutor, work: Callable[[list[_Row]], list[_Decoded]], rows: Iterable[_Row]
+) -> Iterator[list[_Decoded]]:
+    """The results of `work` for batches of rows, in order; only a few batches are in progress, to limit memory."""
     waiting: deque[Future] = deque()
-    images = iter(images)
-    while batch := list(itertools.islice(images, _BATCH)):
-        waiting.append(pool.submit(_decode_some, batch, settings))
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        waiting.append(pool.submit(work, batch))
         if len(waiting) > 2 * device.usable_cores():
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _decode_some(batch: list[tuple[str, Encoded]], settings: Settings) -> list[tuple[str, np.ndarray | Rejected]]:
-    results: list[tuple[str, np.ndarray | Rejected]] = []
-    for name, source in batch:
-        if source is None:
-            results.append((name, Rejected(name, "there is no image data")))
-            continue
+def _decode_rows(rows: list[_Row], *, size: tuple[int, int] | None, channels: int | None) -> list[_Decoded]:
+    results: list[_Decoded] = []
+    for label, (name, source) in rows:
         try:
             if isinstance(source, ImageError):
                 raise source
             image = source if isinstance(source, np.ndarray) else decode_image(source)
         except ImageError as error:
-            results.append((name, Rejected(name, error.reason)))
-            continue
-        height, width = settings.image_size or image.shape[:2]
-        results.append((name, resize_and_center_crop(image, (height, width, settings.channels or image.shape[2]))))
+            results.append((label, name, Rejected(name, error.reason)))
+        else:
+            shape = (*(size or image.shape[:2]), channels or image.shape[2])
+            results.append((label, name, resize_and_center_crop(image, shape)))
     return results
 
 
-def _check_alike(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> None:
+def _check_same_shape(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> None:
     if shape[2] != expected[2]:
         grey, colour = (name, first) if shape[2] == 1 else (first, name)
         raise PipelineError(
-            f"{grey} is grey and {colour} is in colour; set channels to 3 or 1 to make them alike "
-            "(dataset.channels=3, in the notebooks -p channels 3)."
+            f"All images must have the same channels, but {grey} is grey and {colour} is in colour; set channels to 3 "
+            "or 1 (dataset.channels=3, in the notebooks -p channels 3)."
         )
     if shape != expected:
-        sizes = f"{name} is {shape[1]}×{shape[0]} pixels and {first} is {expected[1]}×{expected[0]}"
         raise PipelineError(
-            f"{sizes}; set image_size, one number or height and width, to make them alike (dataset.image_size=64, in "
-            "the notebooks -p image_size 64)."
+            f"All images must have the same size, but {name} has {shape[1]}×{shape[0]} pixels and {first} has "
+            f"{expected[1]}×{expected[0]}; set image_size to one number or to height and width "
+            "(dataset.image_size=64, in the notebooks -p image_size 64)."
         )

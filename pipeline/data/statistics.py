@@ -1,7 +1,7 @@
-"""Questions about a data set, answered in dataframes: cuDF on a GPU, pandas without, through one code path.
+"""Statistics and selections of a dataset, with cuDF and CuPy on a GPU, otherwise with pandas and NumPy.
 
-frames.counts(dataset)        # how many images of each class, split by split
-frames.duplicates(dataset)    # images that occur more than once, also across splits
+statistics.counts(dataset)        # number of images of each class and split
+statistics.duplicates(dataset)    # images that occur more than once, also across splits
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.data.dataset import Dataset, Split
 
-_CHUNK_BYTES = 2**26  # of pixels hashed at a time; what is computed from them is a few times as large
-
-
-_CHUNK = 256  # images: 256 squared pixel values still add up exactly in float32 (256 · 255² < 2^24)
+_CHUNK_BYTES = 2**26  # pixels hashed at a time; the intermediate arrays are a few times larger
+_CHUNK = 256  # images: the sum of 256 squared pixel values is exact in float32 (256 · 255² < 2^24)
 
 
 def series(array: Any) -> Any:
-    """A dataframe column of an array: no copy through the host where both live on the GPU."""
+    """A dataframe column of an array; if both are on the GPU, no copy through the host is made."""
     frames = device.dataframe()
     return frames.Series(array if frames.__name__ == "cudf" else device.to_numpy(array))
 
 
 def array(column: Any) -> Any:
-    """The reverse of `series`: a numeric dataframe column as an array where the pipeline's arrays live."""
+    """The reverse of `series`: a numeric dataframe column as a CuPy array on a GPU, otherwise NumPy."""
     return device.to_device(column.values)
 
 
 def table(dataset: Dataset) -> Any:
-    """One row an image.
+    """A table with one row per image.
 
     Returns:
         A dataframe with the columns ``split`` (string), ``index`` (int64, the position in the split), ``label``
@@ -54,10 +52,10 @@ def table(dataset: Dataset) -> Any:
 
 
 def counts(dataset: Dataset) -> Any:
-    """How many images each class has.
+    """Count the images of each class.
 
     Returns:
-        A dataframe with one row a class, in the order of the labels: ``class_name``, then int64 ``train``,
+        A dataframe with one row per class, in the order of the labels: ``class_name``, then int64 ``train``,
         ``validation``, ``test`` and ``total``.
     """
     frames, xp = device.dataframe(), device.xp()
@@ -74,7 +72,7 @@ def counts(dataset: Dataset) -> Any:
 
 
 def random_keys(count: int, seed: int) -> Any:
-    """uint64 [count]: a hash of (seed, position), the same numbers on every device (SplitMix64, Steele et al. 2014)."""
+    """uint64 [count]: a hash of (seed, position), the same on every device (SplitMix64, Steele et al. 2014)."""
     xp = device.xp()
     start = (seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) % 2**64
     return _mix(xp.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start))
@@ -88,7 +86,7 @@ def _mix(keys: Any) -> Any:
 
 
 def _shuffled_ranks(labels: Any, seed: int) -> Any:
-    """A dataframe with ``index``, ``label``, ``rank`` (a random place within its class, from 0), ``size`` (of it)."""
+    """A dataframe: ``index``, ``label``, ``rank`` (random position in the class, from 0), ``size`` (of the class)."""
     frames, xp = device.dataframe(), device.xp()
     frame = frames.DataFrame({"label": series(labels), "key": series(random_keys(len(labels), seed))})
     frame["index"] = series(xp.arange(len(labels), dtype=np.int64))
@@ -103,22 +101,17 @@ def _shuffled_ranks(labels: Any, seed: int) -> Any:
 def stratified_split(labels: Any, fraction: float, seed: int) -> tuple[Any, Any]:
     """Divide images into two parts with the same share of every class.
 
-    Each class gives ``round(fraction · size)`` images to the second part, chosen by the seed; at least one, and at
-    least one stays, where it has two or more. The same seed divides the same way on every device.
+    The second part receives ``round(fraction · size)`` images of each class, chosen by the seed. If a class has two or
+    more images, each part receives at least one. The result is the same on every device.
 
     Args:
         labels: int32 [N], N may be 0.
-        fraction: Share of the second part, 0 or more and below 1; 0 leaves it empty.
+        fraction: Fraction of the second part, 0 or more and below 1; 0 leaves it empty.
         seed: Any integer.
 
     Returns:
-        (kept, held out): int64 indices in ascending order, where `labels` live.
-
-    Raises:
-        PipelineError: `fraction` is out of range.
+        (first, second): int64 indices in ascending order, in the same memory as `labels`.
     """
-    if not 0 <= fraction < 1:
-        raise PipelineError(f"The fraction to hold out is {fraction}; pass one of 0 or more and below 1.")
     xp = device.xp()
     if fraction == 0 or len(labels) == 0:
         return xp.arange(len(labels), dtype=np.int64), xp.arange(0, dtype=np.int64)
@@ -131,7 +124,7 @@ def stratified_split(labels: Any, fraction: float, seed: int) -> tuple[Any, Any]
 
 
 def limit_per_class(labels: Any, limit: int, seed: int) -> Any:
-    """Indices of at most `limit` images of each class, chosen by the seed; a smaller limit chooses a subset.
+    """Choose at most `limit` images of each class by the seed; a smaller limit chooses a subset.
 
     Args:
         labels: int32 [N].
@@ -139,13 +132,8 @@ def limit_per_class(labels: Any, limit: int, seed: int) -> Any:
         seed: Any integer.
 
     Returns:
-        int64 indices in ascending order, where `labels` live.
-
-    Raises:
-        PipelineError: `limit` is below 1.
+        int64 indices in ascending order, in the same memory as `labels`.
     """
-    if limit < 1:
-        raise PipelineError(f"limit_per_class is {limit}; pass 1 or more, or leave it out.")
     xp = device.xp()
     if len(labels) == 0:
         return xp.arange(0, dtype=np.int64)
@@ -154,34 +142,34 @@ def limit_per_class(labels: Any, limit: int, seed: int) -> Any:
 
 
 def select_classes(labels: Any, class_names: Sequence[str], wanted: Sequence[str]) -> tuple[Any, Any, list[str]]:
-    """Keep only some classes, and number them anew from 0 in the order they had.
+    """Select the images of some classes, and renumber their labels from 0 in the order of `class_names`.
 
     Args:
         labels: int32 [N].
         class_names: The names of all classes.
-        wanted: The names of those to keep, in any order.
+        wanted: The names of the selected classes, in any order.
 
     Returns:
-        (indices, labels, class_names): int64 [M] indices of the images kept, in ascending order; int32 [M] their
-        new labels; the names kept.
+        (indices, labels, class_names): int64 [M] indices of the selected images in ascending order, int32 [M] their
+        new labels, and the selected names.
 
     Raises:
         PipelineError: A name is unknown.
     """
     unknown = [name for name in wanted if name not in class_names]
     if unknown:
-        raise PipelineError(f"There is no class {unknown[0]!r}; the classes are: {', '.join(class_names)}.")
+        raise PipelineError(f"There is no class {unknown[0]!r}; choose from: {', '.join(class_names)}.")
     xp = device.xp()
-    kept = [name for name in class_names if name in set(wanted)]
+    selected = [name for name in class_names if name in set(wanted)]
     renumbered = np.full(len(class_names), -1, np.int32)
-    renumbered[[class_names.index(name) for name in kept]] = np.arange(len(kept))
+    renumbered[[class_names.index(name) for name in selected]] = np.arange(len(selected))
     labels = device.to_device(renumbered)[labels]
     indices = xp.flatnonzero(labels >= 0)
-    return indices, labels[indices], kept
+    return indices, labels[indices], selected
 
 
 def content_hashes(images: Any) -> Any:
-    """uint64 [N]: a hash of each image's pixels, equal for equal images; computed where the images live.
+    """uint64 [N]: a hash of each image's pixels, computed in the memory of the images.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -195,7 +183,7 @@ def content_hashes(images: Any) -> Any:
         chunk = images[start : start + rows].reshape(-1, values)
         padded = xp.zeros((len(chunk), len(positions) * 8), np.uint8)
         padded[:, :values] = chunk
-        # Mixed before they are summed: a plain sum would not see two pixels change by the same amount.
+        # Mixed before the sum: a plain sum would miss opposite changes of two pixels.
         hashes[start : start + len(chunk)] = _mix(padded.view(np.uint64) ^ positions).sum(axis=1, dtype=np.uint64)
     return hashes
 
@@ -204,8 +192,8 @@ def duplicates(dataset: Dataset) -> Any:
     """The images whose pixels occur more than once, within a split or across splits.
 
     Returns:
-        A dataframe with the columns of `table` and ``group`` (int64): equal images share a number, from 0. Empty
-        where every image is different. Sorted by group.
+        A dataframe with the columns of `table` and ``group`` (int64, from 0), which is the same for equal images;
+        sorted by group, empty if all images differ.
     """
     xp = device.xp()
     frame = table(dataset)
@@ -221,8 +209,8 @@ def duplicates(dataset: Dataset) -> Any:
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in units of 0..1 (pixel / 255).
 
-    The sums are exact, so every device gives the same numbers. A channel of one value only has the deviation 1, so
-    that dividing by it is harmless.
+    The sums are exact, so the result is the same on every device. A constant channel gets the standard deviation 1,
+    to avoid a division by zero.
 
     Args:
         images: uint8 [N, H, W, C], N at least 1.
@@ -245,7 +233,7 @@ def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
-    """The average picture of each class.
+    """The mean image of each class.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -253,7 +241,7 @@ def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
         num_classes: K.
 
     Returns:
-        float32 [K, H, W, C] in units of 0..255, where `images` live; 0 for a class without images.
+        float32 [K, H, W, C] in units of 0..255, in the same memory as `images`; 0 for a class without images.
     """
     xp = device.xp()
     means = xp.zeros((num_classes, *images.shape[1:]), np.float32)
@@ -267,15 +255,15 @@ def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
 
 
 def examples(split: Split, num_classes: int, count: int) -> Any:
-    """The first images of each class, for a picture of them.
+    """The first images of each class, for a figure.
 
     Args:
-        split: Where they are taken from.
-        num_classes: K; classes 0 to K - 1 are shown.
-        count: How many of each; black ones stand in where a class has fewer.
+        split: The split.
+        num_classes: K; classes 0 to K - 1 are used.
+        count: Number of images per class; a class with fewer images is filled with black ones.
 
     Returns:
-        uint8 [K · count, H, W, C], class by class, where the images live.
+        uint8 [K · count, H, W, C], class by class, in the same memory as the images of the split.
     """
     xp = device.xp()
     chosen = xp.zeros((num_classes, count, *split.images.shape[1:]), np.uint8)

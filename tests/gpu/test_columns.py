@@ -1,4 +1,4 @@
-"""The cuDF path beside the pandas path: the same numbers, in device memory, without a way round through the host."""
+"""The cuDF path compared with the pandas path: the same numbers, in device memory, without copies through the host."""
 
 import dataclasses
 import gc
@@ -19,26 +19,27 @@ pytestmark = pytest.mark.gpu
 
 RNG = np.random.default_rng(11)
 
-# Prints what a machine without a GPU makes of the digits, for comparison.
+# Prints the digits as a machine without a GPU loads them, for comparison.
 ON_THE_CPU = """
 import hashlib, json
-from pipeline import datasets, frames
-dataset = datasets.load("digits", limit_per_class=100, classes=["1", "2", "5", "8"], seed=3)
+from pipeline.data import statistics
+from pipeline.data.load import load_dataset
+dataset = load_dataset("digits", limit_per_class=100, classes=["1", "2", "5", "8"], seed=3)
 print(json.dumps({
     "splits": {
         name: [
             hashlib.md5(split.images.tobytes()).hexdigest(),
             split.labels.tolist(),
             split.sources.tolist(),
-            [str(value) for value in frames.content_hashes(split.images).tolist()],
+            [str(value) for value in statistics.content_hashes(split.images).tolist()],
         ]
         for name, split in dataset.splits.items()
     },
     "mean": dataset.mean,
     "std": dataset.std,
-    "counts": frames.counts(dataset).values.tolist(),
-    "means": frames.class_mean_images(dataset.train.images, dataset.train.labels, 4)[:, ::8, ::8, 0].tolist(),
-    "table": frames.table(dataset).values.tolist(),
+    "counts": statistics.counts(dataset).values.tolist(),
+    "means": statistics.class_mean_images(dataset.train.images, dataset.train.labels, 4)[:, ::8, ::8, 0].tolist(),
+    "table": statistics.table(dataset).values.tolist(),
 }))
 """
 

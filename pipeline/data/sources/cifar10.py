@@ -1,55 +1,43 @@
 """`cifar10`: 60,000 colour photographs of 32×32 pixels in ten classes, 10,000 of them for the test.
 
-Looked for in `data_dir` and its folder `cifar10`, in this order: Parquet files as Hugging Face has them, the official
-``cifar-10-binary.tar.gz``; else that archive is downloaded. The Python version of the archive is never read: it would
-have to be unpickled.
+Searched for in `data_dir` and in its folder `cifar10`: first Parquet files as published on Hugging Face, then the
+official ``cifar-10-binary.tar.gz``; otherwise that archive is downloaded. The Python version of the archive is never
+read, because it consists of pickles.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
 
 from __future__ import annotations
 
-import shutil
+import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
-from pipeline.data.source import Contents, Settings, Source, folder
+from pipeline.data.source import Contents, Source, check_folder, digest_of, download_folder
 from pipeline.data.sources import parquet
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-
-
 DIGEST = "md5:c32a1d4ab5d03f1284b67883e8d87530"
-
-
 ARCHIVE = "cifar-10-binary.tar.gz"
-
-
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
 _FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
-
-
 _RECORD = 1 + 3 * 32 * 32  # a label, then the red, the green and the blue plane
 
 
-def source(data_dir: Path | None, settings: Settings) -> Source:
-    """CIFAR-10 from `data_dir`; downloaded there, or into the cache folder where `data_dir` is None.
+def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
+    """CIFAR-10 in `data_dir`; downloaded there, or into the cache folder if `data_dir` is None.
 
     Raises:
         PipelineError: `data_dir` does not exist, or the data is not there and cannot be downloaded.
     """
     if data_dir is None:
-        home = settings.cache / "downloads" / "cifar10"
-        candidates = [home]
+        candidates = [home := download_folder(settings)]
     else:
-        data_dir = folder(data_dir, "cifar10")
-        inner = data_dir / "cifar10"
+        inner = check_folder(data_dir, "cifar10") / "cifar10"
         home = data_dir if data_dir.name == "cifar10" and not inner.is_dir() else inner
         candidates = [inner, data_dir]
     for place in candidates:
@@ -57,49 +45,27 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
         if found:
             return parquet.from_files(found, settings, CLASS_NAMES)
     archive = next((place / ARCHIVE for place in candidates if (place / ARCHIVE).is_file()), home / ARCHIVE)
-    download.download(ADDRESS, archive, DIGEST, progress=settings.progress)
-    return Source(str(archive), download.digest_of([archive], archive.parent), lambda: read_archive(archive, settings))
+    if not archive.exists():
+        download.download(ADDRESS, archive, DIGEST, progress=settings.progress)
+    return Source(str(archive), digest_of([archive], archive.parent), lambda: read(archive))
 
 
-def read_archive(archive: Path, settings: Settings) -> Contents:
-    """The contents of the official binary archive, unpacked into the cache folder.
-
-    Raises:
-        PipelineError: It is not the published file, or cannot be unpacked.
-    """
-    unpacked = settings.cache / "unpacked" / f"cifar10-{DIGEST.split(':')[1][:16]}"
-    batches = unpacked / "cifar-10-batches-bin"
-    if not batches.is_dir():
-        download.check_digest(archive, DIGEST)
-        shutil.rmtree(unpacked, ignore_errors=True)  # what is left of one whose inner folder was removed
-        download.unpack(archive, unpacked)
-    return read_binary(batches)
-
-
-def read_binary(batches: Path) -> Contents:
-    """The contents of the folder ``cifar-10-batches-bin``.
+def read(archive: Path) -> Contents:
+    """The contents of the official binary archive; nothing is unpacked on the disk.
 
     Raises:
-        PipelineError: A file is missing or is not made of whole records.
+        PipelineError: It is not the published file.
     """
-    records = {split: [_records(batches / name) for name in names] for split, names in _FILES.items()}
-    labels = {
-        split: np.concatenate([part[:, 0] for part in parts]).astype(np.int32) for split, parts in records.items()
-    }
+    download.check_digest(archive, DIGEST)
+    with tarfile.open(archive) as tar:
+        members = ((PurePosixPath(member.name).name, member) for member in tar)
+        data = {name: tar.extractfile(member).read() for name, member in members if name.endswith(".bin")}
+    records = {name: np.frombuffer(values, np.uint8).reshape(-1, _RECORD) for name, values in data.items()}
+    labels = {split: np.concatenate([records[name][:, 0] for name in names]) for split, names in _FILES.items()}
 
     def images(split: str) -> Iterator[tuple[str, np.ndarray]]:
-        for name, part in zip(_FILES[split], records[split], strict=True):
-            pixels = part[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        for name in _FILES[split]:
+            pixels = records[name][:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             yield from ((f"{name}#{index}", image) for index, image in enumerate(pixels))
 
-    return Contents(CLASS_NAMES, labels, images)
-
-
-def _records(path: Path) -> np.ndarray:
-    try:
-        values = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be read ({error.strerror}); remove {path.parent} and load again.") from None
-    if len(values) == 0 or len(values) % _RECORD:
-        raise PipelineError(f"{path} has {len(values)} bytes, not whole records; remove {path.parent} and load again.")
-    return values.reshape(-1, _RECORD)
+    return Contents(CLASS_NAMES, {split: part.astype(np.int32) for split, part in labels.items()}, images)

@@ -1,4 +1,4 @@
-"""`digits`: scikit-learn's 1,797 handwritten digits, 8×8 and grey, enlarged to 32×32; nothing to download.
+"""`digits`: 1,797 handwritten digits of scikit-learn, 8×8 and grey, enlarged to 32×32; nothing to download.
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 """
@@ -11,30 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.core.settings import DatasetSettings
 from pipeline.data.images import resize_and_center_crop
-from pipeline.data.source import Contents, Settings, Source
+from pipeline.data.source import Contents, Source
 
 SIZE = (32, 32)
 
 
-def source(data_dir: Path | None, settings: Settings) -> Source:
+def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     """The digits; `data_dir` is not used."""
-    return Source(
-        "scikit-learn's digits", f"scikit-learn {importlib.metadata.version('scikit-learn')}", lambda: _read(settings)
-    )
+    version = importlib.metadata.version("scikit-learn")
+    return Source("scikit-learn's digits", f"scikit-learn {version}", lambda: _read(settings))
 
 
-def _read(settings: Settings) -> Contents:
+def _read(settings: DatasetSettings) -> Contents:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # Values go from 0 to 16.
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    height, width = settings.image_size or SIZE
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # values are 0 to 16
+    shape = (*(settings.size or SIZE), 1)
 
     def images(split: str) -> Iterator[tuple[str, np.ndarray]]:
-        return (
-            (f"digits#{index}", resize_and_center_crop(image, (height, width, 1))) for index, image in enumerate(pixels)
-        )
+        return ((f"digits#{index}", resize_and_center_crop(image, shape)) for index, image in enumerate(pixels))
 
     return Contents([str(name) for name in digits.target_names], {"train": digits.target.astype(np.int32)}, images)

@@ -1,7 +1,7 @@
-"""`tiny_imagenet`: photographs of 64×64 pixels in 200 classes of ImageNet, 500 a class, and 50 a class for the test.
+"""`tiny_imagenet`: photographs of 64×64 pixels, 500 for each of 200 ImageNet classes, and 50 per class for the test.
 
-Looked for in `data_dir` and its folder `tiny-imagenet`, in this order: the unpacked folder (``wnids.txt``, ``train``,
-``val``), a zip archive of it (``tiny-imagenet-200*.zip``, read as it is, never unpacked); else the archive is
+Searched for in `data_dir` and in its folder `tiny-imagenet`: first the unpacked folder (``wnids.txt``, ``train``,
+``val``), then a zip archive of it (``tiny-imagenet-200*.zip``, read without unpacking); otherwise the archive is
 downloaded. The official test split has no labels, so the official validation split is the test split here, and the
 validation split is a part of the training images.
 
@@ -11,53 +11,39 @@ Challenge, 2015.
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.files import DAMAGED_ZIP
+from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
-from pipeline.data.images import ImageError, decode_image, resize_and_center_crop
-from pipeline.data.source import Contents, Encoded, Settings, Source, folder
+from pipeline.data.images import ImageError
+from pipeline.data.source import Contents, Encoded, Source, check_folder, digest_of, download_folder
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-
-
-DIGEST = "md5:90528d7ca1a48142e341f4ef8d21d0de"  # of the file there; the site itself publishes none
-
-
+DIGEST = "md5:90528d7ca1a48142e341f4ef8d21d0de"  # computed from the file; the site does not publish a digest
 ARCHIVE = "tiny-imagenet-200.zip"
-
-
 _FOLDERS = ("tiny-imagenet-200", "tiny-imagenet", "tiny_imagenet")
-
-
 _ANNOTATIONS = "val/val_annotations.txt"
-
-
 _LISTS = ("wnids.txt", "words.txt", _ANNOTATIONS)
-
-
 _SUFFIXES = (".jpeg", ".jpg")
 
 
-def source(data_dir: Path | None, settings: Settings) -> Source:
-    """Tiny ImageNet from `data_dir`; downloaded there, or into the cache folder where `data_dir` is None.
+def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
+    """Tiny ImageNet in `data_dir`; downloaded there, or into the cache folder if `data_dir` is None.
 
     Raises:
         PipelineError: `data_dir` does not exist, or the data is not there and cannot be downloaded.
     """
     if data_dir is None:
-        home = settings.cache / "downloads" / "tiny_imagenet"
-        candidates = [home]
+        candidates = [home := download_folder(settings)]
     else:
-        data_dir = folder(data_dir, "tiny_imagenet")
+        check_folder(data_dir, "tiny_imagenet")
         home = data_dir if data_dir.name in _FOLDERS else data_dir / "tiny-imagenet"
         inner = [data_dir / name for name in _FOLDERS]
         candidates = [*inner, *(place / _FOLDERS[0] for place in inner), data_dir]
@@ -65,20 +51,26 @@ def source(data_dir: Path | None, settings: Settings) -> Source:
     unpacked = next((place for place in places if (place / "train").is_dir() and _is_tiny_imagenet(place)), None)
     if unpacked is not None:
         files = _Folder(unpacked)
-        digest = download.digest_of([unpacked / name for name in files.names], unpacked)
+        digest = digest_of([unpacked / name for name in files.names], unpacked)
         return Source(str(unpacked), digest, lambda: read(files))
     found = (archive for place in places for archive in sorted(place.glob("tiny-imagenet-200*.zip")))
     archive = next(found, None) or download.download(ADDRESS, home / ARCHIVE, DIGEST, progress=settings.progress)
-    return Source(str(archive), download.digest_of([archive], archive.parent), lambda: read(_Zip(archive)))
+
+    def read_archive() -> Contents:
+        if data_dir is None:  # an archive in data_dir may differ from the official one, for example be a subset
+            download.check_digest(archive, DIGEST)
+        return read(_Zip(archive))
+
+    return Source(str(archive), digest_of([archive], archive.parent), read_archive)
 
 
 def _is_tiny_imagenet(place: Path) -> bool:
-    """Whether a folder with ``train`` in it is the unpacked data set, one of its lists missing or not."""
+    """Whether a folder that contains ``train`` is the unpacked dataset, even if one of its lists is missing."""
     return any((place / name).is_file() for name in _LISTS)
 
 
 class _Folder:
-    """The unpacked data set: names of its files, with ``/`` between the parts, and their contents."""
+    """The unpacked dataset: the names of its files, relative to its root and with ``/``, and their contents."""
 
     def __init__(self, root: Path):
         self.location = str(root)
@@ -101,9 +93,8 @@ class _Zip:
         try:
             self._file = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
-            raise PipelineError(
-                f"{path} is no readable zip archive ({error}); download it again.", exit_code=1
-            ) from None
+            message = f"{path} cannot be read as a zip archive ({error}); download it again."
+            raise PipelineError(message, exit_code=1) from error
         members = self._file.namelist()
         wnids = next((name for name in members if PurePosixPath(name).name == "wnids.txt"), "wnids.txt")
         self._prefix = wnids.removesuffix("wnids.txt")
@@ -117,7 +108,7 @@ def read(files: _Folder | _Zip) -> Contents:
     """The contents of the folder or archive.
 
     Raises:
-        PipelineError: A list is missing or does not fit the images.
+        PipelineError: A list is missing or does not match the images.
     """
     identifiers = sorted(_text(files, "wnids.txt").split())
     numbers = {identifier: number for number, identifier in enumerate(identifiers)}
@@ -125,41 +116,39 @@ def read(files: _Folder | _Zip) -> Contents:
     for split, images in splits.items():
         unknown = next((identifier for _, identifier in images if identifier not in numbers), None)
         if unknown is not None:
-            raise PipelineError(
-                f"{files.location} has a {split} image of {unknown!r}, which is not in its wnids.txt; get the data set "
-                f"again from {ADDRESS}.",
-                exit_code=1,
-            )
+            raise _incomplete(files, f"has a {split} image of {unknown!r}, which is not in its wnids.txt")
     labels = {split: np.array([numbers[one] for _, one in images], np.int32) for split, images in splits.items()}
 
     def encoded(split: str) -> Iterator[tuple[str, Encoded]]:
         for name, _ in splits[split]:
             try:
-                yield name, _in_colour(files.read(name))
+                yield name, files.read(name)
             except (KeyError, FileNotFoundError):
-                yield name, None
+                yield name, ImageError(name, "the file is missing")
             except OSError as error:
                 yield name, ImageError(name, error.strerror or str(error))
             except DAMAGED_ZIP:
                 yield name, ImageError(name, "damaged in the archive")
 
-    return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded)
+    # A few images are grey; they become RGB like the others.
+    return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded, channels=3)
 
 
 def readable_names(identifiers: list[str], words: str) -> list[str]:
-    """A name for each WordNet identifier: the first of its words, or all of them where two classes share the first.
+    """A name for each WordNet identifier: the first of its words, or all of them if two classes share the first.
 
     Args:
         identifiers: K identifiers, for example ``n02124075``.
-        words: The text of ``words.txt``: identifier, tab, words with commas between them.
+        words: The text of ``words.txt``: identifier, tab, words separated by commas.
 
     Returns:
-        K different names; one that is not in `words`, or still not alone, has its identifier in it.
+        K different names; the name of a class that is not in `words`, or shares all words, contains its identifier.
     """
     known = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     every = [known.get(identifier, "").strip() or identifier for identifier in identifiers]
     names = [text.split(",")[0].strip() or text for text in every]
-    names = [text if names.count(name) > 1 else name for name, text in zip(names, every, strict=True)]
+    count = Counter(names)
+    names = [text if count[name] > 1 else name for name, text in zip(names, every, strict=True)]
     count = Counter(names)
     return [f"{name} ({one})" if count[name] > 1 else name for name, one in zip(names, identifiers, strict=True)]
 
@@ -167,10 +156,8 @@ def readable_names(identifiers: list[str], words: str) -> list[str]:
 def _text(files: _Folder | _Zip, name: str) -> str:
     try:
         return files.read(name).decode()
-    except (*DAMAGED_ZIP, UnicodeDecodeError):
-        raise PipelineError(
-            f"{files.location} has no readable {name}; get the data set again from {ADDRESS}.", exit_code=1
-        ) from None
+    except (*DAMAGED_ZIP, UnicodeDecodeError) as error:
+        raise _incomplete(files, f"has no readable {name}") from error
 
 
 def _training_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
@@ -180,40 +167,15 @@ def _training_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
 
 
 def _validation_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
-    """(name, WordNet identifier) of each line of ``val_annotations.txt``: image, tab, identifier, tab, its box."""
-    lines = [line.split("\t") for line in _text(files, _ANNOTATIONS).splitlines() if line.strip()]
-    short = next((number for number, line in enumerate(lines, start=1) if len(line) < 2), None)
-    if short is not None:
-        raise PipelineError(
-            f"Line {short} of {_ANNOTATIONS} in {files.location} has no label; get the data set again from {ADDRESS}.",
-            exit_code=1,
-        )
-    annotated = [(f"val/images/{line[0]}", line[1].strip()) for line in lines]
-    twice = [name for name, count in Counter(name for name, _ in annotated).items() if count > 1]
-    if twice:
-        raise PipelineError(
-            f"{_ANNOTATIONS} in {files.location} has {twice[0].rpartition('/')[2]} more than once; get the data set "
-            f"again from {ADDRESS}.",
-            exit_code=1,
-        )
-    without = {name for name in files.names if name.startswith("val/images/") and name.lower().endswith(_SUFFIXES)}
-    without -= {name for name, _ in annotated}
+    """(name, WordNet identifier) of each line of ``val_annotations.txt``: image, tab, identifier, tab, bounding box."""
+    lines = [line.split("\t") for line in _text(files, _ANNOTATIONS).splitlines() if "\t" in line]
+    annotated = {f"val/images/{line[0]}": line[1].strip() for line in lines}
+    images = {name for name in files.names if name.startswith("val/images/") and name.lower().endswith(_SUFFIXES)}
+    without = images - set(annotated)
     if without:
-        raise PipelineError(
-            f"{files.location} has {len(without)} images without a line in {_ANNOTATIONS}, for example "
-            f"{min(without)}; get the data set again from {ADDRESS}.",
-            exit_code=1,
-        )
-    return annotated
+        raise _incomplete(files, f"has {len(without)} images without a line in {_ANNOTATIONS}, such as {min(without)}")
+    return list(annotated.items())
 
 
-def _in_colour(data: bytes) -> bytes | np.ndarray:
-    """A colour JPEG as it is, to be decoded in parallel with the others, and one of the few grey ones as RGB pixels."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode != "L":
-                return data
-        pixels = decode_image(data)
-    except (ImageError, OSError):  # what is wrong with it is found and listed when it is decoded
-        return data
-    return resize_and_center_crop(pixels, (*pixels.shape[:2], 3))
+def _incomplete(files: _Folder | _Zip, problem: str) -> PipelineError:
+    return PipelineError(f"{files.location} {problem}; download the dataset again from {ADDRESS}.", exit_code=1)

@@ -1,4 +1,4 @@
-"""Decoding as a person would see it, and the one resizing."""
+"""Decoding and resizing of images."""
 
 import io
 import os
@@ -257,5 +257,5 @@ def test_any_size_fits(size):
 
 @pytest.mark.parametrize("image", [noise().astype(np.float32), noise()[..., 0], noise(channels=2), noise()[:0]])
 def test_fit_refuses_what_is_no_image(image):
-    with pytest.raises(PipelineError, match="fit_image"):
+    with pytest.raises(PipelineError, match="uint8"):
         resize_and_center_crop(image, (8, 8, 3))
