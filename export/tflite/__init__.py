@@ -45,7 +45,7 @@ def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
     paths = {}
     for precision in PRECISIONS:
         path = run.make_export_dir() / f"model_{precision}.tflite"
-        files.write(path, labels.with_labels(convert(model, precision, calibration), run.card))
+        files.write_bytes(path, labels.with_labels(convert(model, precision, calibration), run.card))
         exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
         paths[precision] = path
     return paths

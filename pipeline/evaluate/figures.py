@@ -237,7 +237,7 @@ def save_figure(path: Path, figure: Figure) -> None:
     content = io.BytesIO()
     with _no_glyph_warnings():
         figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
-    files.write(path, content.getvalue())
+    files.write_bytes(path, content.getvalue())
 
 
 def figure_pixels(figure: Figure) -> numpy.ndarray:

@@ -50,7 +50,7 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     page, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title, "path": str(path.parent)}})
     # A report opened on a machine without network must look the same: nothing is taken from elsewhere.
-    files.write(path, _without_network(page).encode())
+    files.write_bytes(path, _without_network(page).encode())
 
 
 def _without_network(page: str) -> str:

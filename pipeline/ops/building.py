@@ -93,11 +93,11 @@ def build() -> Path:
         with FileLock(cache / "ops.lock"):
             if not _intact(library):
                 shutil.rmtree(folder, ignore_errors=True)
-                with files.atomic_write_in_cache(folder) as temporary:
+                with files.atomic_write(folder, cache=True) as temporary:
                     temporary.mkdir()
                     _compile(tools, temporary)
     except OSError as error:
-        raise files.cache_write_error(folder, error) from error
+        raise files.disk_error(folder, error, cache=True) from error
     return library
 
 

@@ -53,7 +53,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
     arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
     content = io.BytesIO()
     numpy.savez(content, **arrays)
-    files.write(path, content.getvalue())
+    files.write_bytes(path, content.getvalue())
 
 
 def load(path: Path, variables: Sequence[Any]) -> Progress:

@@ -70,7 +70,7 @@ def open_run_dir(settings: Settings, workers: cluster.Cluster = SINGLE) -> Itera
     """
     folder = Path(settings.resume) if settings.resume else runs.RUNS / settings.name
     lock = _locked(folder, settings) if workers.is_chief else contextlib.nullcontext()
-    with _explained_errors(folder, workers), lock, cli.interrupts():
+    with _explained_errors(folder, LOGS / settings.name, workers), lock, cli.interrupts():
         yield folder
 
 
@@ -104,7 +104,7 @@ def _locked(folder: Path, settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained_errors(folder: Path, workers: cluster.Cluster) -> Iterator[None]:
+def _explained_errors(folder: Path, logs: Path, workers: cluster.Cluster) -> Iterator[None]:
     """Errors that end a training, as `PipelineError` with the command that resumes it."""
     try:
         yield
@@ -118,7 +118,7 @@ def _explained_errors(folder: Path, workers: cluster.Cluster) -> Iterator[None]:
         raise
     except OSError as error:
         place = Path(error.filename or folder)
-        inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, LOGS))
+        inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, logs))
         if files.is_full(error) or (inside and error.filename):
             raise _with_resume_hint(files.disk_error(place, error), folder) from error
         if error.filename is None:
@@ -126,7 +126,7 @@ def _explained_errors(folder: Path, workers: cluster.Cluster) -> Iterator[None]:
         raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from error
     except Exception as error:  # TensorFlow has its own errors for a full disk, NCCL and a lost connection
         if files.is_full(error):
-            raise _with_resume_hint(files.disk_error(LOGS, error), folder) from error
+            raise _with_resume_hint(files.disk_error(logs, error), folder) from error
         failed = cluster.explain(error, workers)
         if failed is None:
             raise
@@ -167,7 +167,7 @@ def save_config(folder: Path, settings: Settings, dataset: Any, workers: cluster
             raise PipelineError(f"The dataset has changed since {folder.name} was started; start a new run.")
     elif workers.is_chief:
         content = {**settings.plain(), "data_digest": dataset.digest}
-        files.write(folder / "config.yaml", OmegaConf.to_yaml(content).encode())
+        files.write_bytes(folder / "config.yaml", OmegaConf.to_yaml(content).encode())
 
 
 def config_fingerprint(settings: Settings, dataset: Any, progress: checkpoints.Progress) -> dict[str, str]:
@@ -198,7 +198,7 @@ def save_epoch(
     writer = csv.DictWriter(text, ["epoch", *progress.history[0]])
     writer.writeheader()
     writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
-    files.write(folder / "history.csv", text.getvalue().encode())
+    files.write_bytes(folder / "history.csv", text.getvalue().encode())
 
 
 def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:

@@ -1,9 +1,6 @@
 """The Parquet cache, and the statistics and selections of a dataset."""
 
 import errno
-import fcntl
-import subprocess
-import sys
 import time
 import types
 
@@ -12,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.core import device, files
+from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.data import cache, statistics
 from pipeline.data.cache import Batch
@@ -200,77 +197,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         write(path, filling())
     assert info.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_dev_full_is_a_full_disk(tmp_path):
-    with pytest.raises(PipelineError, match="PIPELINE_CACHE"), files.atomic_write(tmp_path / "x", cache=True) as temporary:
-        temporary.symlink_to("/dev/full")
-        temporary.write_bytes(b"x")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
-        files.cache_folder(tmp_path / "file" / "inside")
-
-
-def test_the_cache_folder_is_found_in_the_promised_order(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "env"))
-    assert files.cache_folder(tmp_path / "given") == tmp_path / "given"
-    assert files.cache_folder() == tmp_path / "env"
-    monkeypatch.delenv("PIPELINE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert files.cache_folder() == tmp_path / "xdg" / "gpu-image-pipeline"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert files.cache_folder() == tmp_path / ".cache" / "gpu-image-pipeline"
-
-
-KILLED = """
-import pathlib, sys, time
-from pipeline.core import files
-with files.atomic_write(pathlib.Path(sys.argv[1]), cache=True) as temporary:
-    temporary.write_bytes(b"half")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
-    path = tmp_path / "cache.parquet"
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "writing\n"
-        with files.atomic_write(path, cache=True) as temporary:  # the other one lives: its file stays
-            temporary.write_bytes(b"mine")
-        assert len(list(tmp_path.glob(".tmp-*-cache.parquet"))) == 1
-        process.kill()
-        process.wait()
-    assert path.read_bytes() == b"mine"
-    with files.atomic_write(path, cache=True) as temporary:
-        temporary.write_bytes(b"again")
-    assert [p.name for p in tmp_path.iterdir()] == ["cache.parquet"]
-    assert path.read_bytes() == b"again"
-
-
-def test_of_two_writers_of_a_folder_one_stays_whole(tmp_path):
-    path = tmp_path / "folder"
-    with files.atomic_write(path, cache=True) as first, files.atomic_write(path, cache=True) as second:
-        for temporary, content in ((first, "1"), (second, "2")):
-            temporary.mkdir()
-            (temporary / "x").write_text(content, encoding="utf-8")
-    assert (path / "x").read_text(encoding="utf-8") == "2"
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-
-
-def test_a_lock_is_held_while_writing(tmp_path):
-    with files.atomic_write(tmp_path / "x", cache=True) as temporary:
-        temporary.write_bytes(b"")
-        with (
-            temporary.with_name(temporary.name.replace(".tmp", ".lock")).open() as lock,
-            pytest.raises(BlockingIOError),
-        ):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # The dataframe work
