@@ -9,7 +9,7 @@ import pytest
 
 from export import saved_model, tflite
 from pipeline import models, runs
-from pipeline.core import device
+from pipeline.core import config, device
 from pipeline.data.load import load_dataset
 
 SETTINGS = {"name": "digits", "image_size": 16, "channels": 3, "progress": False}
@@ -39,7 +39,8 @@ def write_run(folder, precision="float32", epochs=3):
     model.fit(images, labels, batch_size=50, epochs=epochs, verbose=0)
     folder.mkdir(parents=True)
     model.save(folder / "model.keras")
-    (folder / "config.yaml").write_text(json.dumps({"dataset": SETTINGS}), encoding="utf-8")  # JSON is YAML
+    settings = config.compose([f"name={folder.name}", *(f"dataset.{key}={value}" for key, value in SETTINGS.items())])
+    (folder / "config.yaml").write_text(json.dumps(settings.plain()), encoding="utf-8")  # JSON is YAML
     runs.ModelCard(
         name=folder.name,
         model="cnn",
