@@ -1,5 +1,5 @@
-// The operations on ranges of host memory: float16 and bfloat16 are widened to float32 in pieces that stay in the
-// first-level cache, the arithmetic is a plain loop that the compiler vectorises.
+// The operations on host memory. float16 and bfloat16 are converted to float32 in pieces that fit in the L1 cache; the
+// arithmetic is a plain loop that the compiler vectorises.
 #include <algorithm>
 #include <type_traits>
 
@@ -25,7 +25,7 @@ inline float widen(Half value) {
   const uint32_t shifted = (value.bits & 0x7fffu) << 13;
   const uint32_t exponent = shifted & 0x0f800000u;
   const float normal = float_of(shifted + (exponent == 0x0f800000u ? 0x70000000u : 0x38000000u));
-  // A subnormal is an integer times 2^-24; in these steps no float32 is subnormal, which the processor may flush to 0.
+  // A subnormal is an integer times 2^-24. No intermediate float32 is subnormal: the processor may flush those to 0.
   const float subnormal = float_of(shifted + 0x38800000u) - float_of(0x38800000u);
   const float magnitude = exponent == 0 ? subnormal : normal;
   return float_of(bits_of(magnitude) | (uint32_t{value.bits} & 0x8000u) << 16);
@@ -68,7 +68,7 @@ void narrow_all(const float* source, T* target, int64_t count) {
   for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(source[i]);
 }
 
-// Calls function(T*) with the storage type, as a null pointer.
+// Calls function(T*) with a null pointer of the storage type.
 template <typename Function>
 void with_type(Type type, Function function) {
   switch (type) {
@@ -99,7 +99,7 @@ void gelu_grad_unit(const T* dy, const T* x, const float* bias, T* dx, float* su
   narrow_all(gradients, dx, count);
 }
 
-// The elements of one tile in one period: none in the last period's tiles that lie behind the end.
+// The elements of one tile in one period; empty for tiles of the last period that are beyond the end.
 struct Range {
   int64_t begin, size;
   Range(const Walk& walk, int64_t period, int64_t tile) : begin(period * walk.period + tile * kUnit) {
@@ -142,7 +142,7 @@ Walk::Walk(Matrix matrix) : count(matrix.count), columns(matrix.columns) {
   period = columns * std::min(wanted, count / columns);
   periods = (count + period - 1) / period;
   tiles = (period + kUnit - 1) / kUnit;
-  // At most 64 blocks: enough for the threads of a machine, and few sums to keep.
+  // At most 64 blocks: enough for all threads, with little memory for the sums.
   periods_a_block = std::max<int64_t>(16, (periods + 63) / 64);
   blocks = (periods + periods_a_block - 1) / periods_a_block;
 }
@@ -176,7 +176,7 @@ void bias_gelu_grad(Type type, bool approximate, const void* dy, const void* x, 
   with_type(type, [=, &walk](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
     const auto one_unit = approximate ? gelu_grad_unit<T, true> : gelu_grad_unit<T, false>;
-    constexpr int64_t kSingle = 16;  // periods summed in float32 before they go into a float64
+    constexpr int64_t kSingle = 16;  // periods summed in float32, then added to the float64 total
     for (int64_t unit = first; unit < last; ++unit) {
       const int64_t tile = unit % walk.tiles, block = unit / walk.tiles;
       const int64_t size = std::min(kUnit, walk.period - tile * kUnit);

@@ -1,4 +1,4 @@
-// The arithmetic of one element, in float32, for the CPU and for CUDA. Free of branches, so that compilers vectorise it.
+// The arithmetic of one element in float32, for CPU and CUDA. It has no branches, so that compilers can vectorise it.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace pipeline {
 
 #ifdef __CUDACC__
-// One instruction each; the results below are then off by about 1e-7, as much as float32 itself.
+// One instruction each; their errors of about 1e-7 are similar to the rounding error of float32.
 PIPELINE_INLINE float exp2_of(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -38,10 +38,10 @@ inline uint32_t bits_of(float value) {
   return bits;
 }
 
-// 2^x: the whole part of x becomes the exponent's bits, the rest a polynomial (interpolated at Chebyshev's points,
-// relative error 3e-9). Below 2^-126 it gives 0, from 2^128 on infinity; NaN stays NaN.
+// 2^x: the integer part of x becomes the exponent bits; a polynomial of the fraction (interpolated at Chebyshev nodes,
+// relative error 3e-9) gives the mantissa. Results below 2^-126 are 0, from 2^128 infinity; NaN stays NaN.
 PIPELINE_INLINE float exp2_of(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float bounded = x < -127.0f ? -127.0f : (x > 128.0f ? 128.0f : x);
   const float shifted = bounded + kRound;
   const float fraction = bounded - (shifted - kRound);
@@ -58,19 +58,19 @@ PIPELINE_INLINE float exp2_of(float x) {
 PIPELINE_INLINE float reciprocal(float x) { return 1.0f / x; }
 #endif
 
-// Maas, Hannun and Ng (2013): x where it is positive, else alpha * x.
+// Maas, Hannun and Ng (2013): x if it is positive, alpha * x otherwise. alpha is the negative slope.
 PIPELINE_INLINE float leaky_relu_of(float x, float alpha) { return x > 0.0f ? x : alpha * x; }
 PIPELINE_INLINE float leaky_relu_slope(float dy, float x, float alpha) { return x > 0.0f ? dy : alpha * dy; }
 
-// Hendrycks and Gimpel (2016): x * P(X <= x) for a standard normal X, and its derivative. `approximate` is their form
-// with tanh.
+// Hendrycks and Gimpel (2016): x * P(X <= x) for a standard normal X, and its derivative. `approximate` is their
+// approximation with tanh.
 template <bool approximate>
 struct Gelu;
 
 template <>
 struct Gelu<false> {
   // P(X > |x|) = erfc(z) / 2 with z = |x| / sqrt(2). erfc(z) = exp(-z^2) t Q(t) with t = 1 / (1 + 0.392 z), the form of
-  // Hastings (1955); Q is fitted by least squares, reweighted until the largest error of erfc was least, 1.1e-8.
+  // Hastings (1955); Q is fitted by reweighted least squares that minimise the largest error of erfc, 1.1e-8.
   struct Normal {
     float cdf, density;  // density without its factor 1 / sqrt(2 pi)
   };
@@ -98,8 +98,8 @@ struct Gelu<false> {
 
 template <>
 struct Gelu<true> {
-  // P(X <= x) = 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3). From |x| on both
-  // sides, so that the exponential is at most 1 and nothing cancels.
+  // P(X <= x) = 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3). Computed from |x|
+  // for both signs, so that the exponential is at most 1 and no digits cancel.
   struct Normal {
     float cdf, product;  // product = P(X <= x) * P(X > x)
   };
@@ -115,7 +115,7 @@ struct Gelu<true> {
 
   static PIPELINE_INLINE float slope(float x) {
     constexpr float kLinear = 1.59576912f;               // 2 sqrt(2 / pi)
-    const float square = x * x < 256.0f ? x * x : 256.0f;  // the product is 0 there, and 0 * infinity would be NaN
+    const float square = x * x < 256.0f ? x * x : 256.0f;  // the product is 0 for larger x; 0 * infinity is NaN
     const Normal at = normal(x);
     return at.cdf + x * at.product * (kLinear + kLinear * 3.0f * 0.044715f * square);
   }

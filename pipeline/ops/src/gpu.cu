@@ -1,5 +1,5 @@
-// The operations on device memory. All of them are bound by memory: 16-byte accesses, several loads of a thread in
-// flight before the first is used, and no index arithmetic for single elements.
+// The operations on device memory. All of them are limited by memory bandwidth: they use 16-byte accesses, several
+// loads in flight per thread, and no index arithmetic for single elements.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -15,11 +15,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kInFlight = 4;      // vectors of each input that a thread loads before it computes
-constexpr int kBlocksPerSm = 4;   // of the gradient's kernel: enough loads in flight, and few partial sums
+constexpr int kBlocksPerSm = 4;   // of the gradient kernel: enough loads in flight, and few partial sums
 constexpr int64_t kMaxGridY = 65535;
 
-// Width elements that are loaded and stored at once: 16 bytes where the pointers allow it, else single elements. Of the
-// half types two make one register, which is what keeps a vector in the registers it was loaded into until it is used.
+// `width` elements that are loaded and stored at once: 16 bytes if the pointers are aligned, otherwise single elements.
+// Two 16-bit elements share a register, so that a vector stays in the registers it was loaded into until it is used.
 template <typename T, int width>
 struct alignas(sizeof(T) * width) Vector {
   T element[width];
@@ -91,9 +91,9 @@ __device__ __forceinline__ void narrow(const float (&values)[width], Vector<T, w
   }
 }
 
-// Elements [first, first + width) of `count`; what lies behind the end reads as 0 and is not written. The halves of a
-// pair are put together here and taken apart where they are used: taken apart here, the compiler would do it in the
-// branch, wait there for the memory, and load one vector after the other.
+// Elements [first, first + width) of `count`; elements beyond the end are 0 when loaded and are not stored. Pairs of
+// 16-bit elements are unpacked where they are used: if they were unpacked here, the compiler would do it in the branch,
+// wait there for the memory, and load one vector after the other.
 template <typename T, int width>
 __device__ __forceinline__ Vector<T, width> load(const T* source, int64_t first, int64_t count) {
   Vector<T, width> vector;
@@ -122,7 +122,7 @@ __device__ __forceinline__ void store(T* target, int64_t first, int64_t count, c
   }
 }
 
-// Forward without dy: y = leaky_relu(x). Backward: dx = dy * slope(x). x or dy may be the memory of the output.
+// Forward: y = leaky_relu(x), dy is not used. Backward: dx = dy * slope(x). The output may overwrite x or dy.
 template <typename T, int width, bool backward>
 __global__ void __launch_bounds__(kThreads) leaky_relu_kernel(const T* dy, const T* x, T* output, int64_t count,
                                                               float alpha) {
@@ -153,10 +153,10 @@ __global__ void __launch_bounds__(kThreads) leaky_relu_kernel(const T* dy, const
   }
 }
 
-// How threads walk through a matrix whose columns each have a bias. A period is the shortest run of elements that is
-// whole in vectors and in rows: one row where the row's length is a multiple of the vector's, else `width` rows. Vector
-// number `slot` of every period covers the same columns, so a thread that keeps to its slot holds its biases, and the
-// sums of their gradients, in registers and never divides.
+// The order in which threads process a matrix with one bias per column. A period is a run of elements that consists of
+// whole vectors and whole rows: one row if its length is a multiple of the vector's, otherwise `width` rows. Vector
+// number `slot` of every period covers the same columns. A thread always processes the same slot, so its biases and the
+// sums of their gradients stay in registers, and no index division is needed.
 struct Walk {
   int64_t count, columns;
   int64_t slots;    // vectors in a period
@@ -173,7 +173,7 @@ Walk walk_of(Matrix matrix, int width, bool backward) {
   walk.slots = matrix.columns * walk.group / width;
   walk.periods = (matrix.count + walk.slots * width - 1) / (walk.slots * width);
   const int64_t tiles = (walk.slots + kThreads - 1) / kThreads;
-  const int64_t lanes = (walk.slots + tiles - 1) / tiles;  // of even size, so that no tile is nearly empty
+  const int64_t lanes = (walk.slots + tiles - 1) / tiles;  // equal for all tiles, so that none is nearly empty
   const int64_t rows = std::min<int64_t>(kThreads / lanes, walk.periods);
   const int64_t in_flight = backward ? kInFlight / 2 : kInFlight;
   int64_t blocks = std::min((walk.periods + rows * in_flight - 1) / (rows * in_flight), kMaxGridY);
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kThreads) bias_gelu_kernel(const T* x, const T
   }
 }
 
-// dx, and this block's sums of it: sums [gridDim.y, slots * width], which is [gridDim.y * group, columns].
+// dx, and the block's sums of dx: sums [gridDim.y, slots * width], which is [gridDim.y * group, columns].
 template <typename T, int width, bool approximate>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     bias_gelu_grad_kernel(const T* dy, const T* x, const T* bias, T* dx, float* sums, Walk walk) {
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
         features[k] = load<T, width>(x, first + k * step, walk.count);
-        gradients[k] = load<T, width>(dy, first + k * step, walk.count);  // 0 behind the end, so the sums stay right
+        gradients[k] = load<T, width>(dy, first + k * step, walk.count);  // 0 beyond the end
       }
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
 }
 
-// dbias[c] = sum over the rows of sums [rows, columns]; blockDim.x columns a block, always in the same order.
+// dbias[c] = sum over the rows of sums [rows, columns], in a fixed order; blockDim.x columns per block.
 template <typename T>
 __global__ void __launch_bounds__(1024) reduce_kernel(const float* sums, T* dbias, int64_t rows, int64_t columns) {
   __shared__ float shared[1024];
@@ -338,8 +338,8 @@ const char* leaky_relu_of_either(void* stream, Type type, const void* dy, const 
   return outcome();
 }
 
-// How many float sums a walk keeps. Which walk needs the most depends on the shape, and the pointers decide later which
-// one it is, so the workspace is made for the larger number.
+// Number of float sums of a walk. Whether vectors or single elements are used depends on the alignment of pointers that
+// are not known when the workspace is allocated, so it has the larger of both sizes.
 int64_t sums_of(const Walk& walk) { return walk.grid.y * walk.group * walk.columns; }
 
 }  // namespace
@@ -381,7 +381,7 @@ int64_t bias_gelu_grad_workspace(Type type, Matrix matrix) {
 const char* bias_gelu_grad(void* stream, Type type, bool approximate, const void* dy, const void* x, const void* bias,
                            void* dx, void* dbias, float* workspace, Matrix matrix) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  if (matrix.count == 0) {  // no rows: their sum is 0
+  if (matrix.count == 0) {  // the sum of no rows is 0
     cudaMemsetAsync(dbias, 0, matrix.columns * (type == Type::kFloat32 ? 4 : 2), queue);
     return outcome();
   }

@@ -1,5 +1,5 @@
-// What operations.cc (TensorFlow's side) calls in cpu.cc and gpu.cu. Neither of those two knows TensorFlow, so that the
-// arithmetic compiles in seconds and with any flags.
+// The functions of cpu.cc and gpu.cu that operations.cc calls. These two files do not include TensorFlow, so that they
+// compile in seconds and with any flags.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace pipeline {
 
 enum class Type { kFloat32, kFloat16, kBfloat16 };
 
-// A contiguous tensor seen as a matrix whose last dimension has `columns` values, one for each bias.
+// A contiguous tensor as a matrix with `columns` columns, one for each bias.
 // `count` = rows * columns; both are greater than 0.
 struct Matrix {
   int64_t count;
@@ -17,17 +17,17 @@ struct Matrix {
 
 namespace cpu {
 
-// Each function does the units [first, last) of its work; TensorFlow's threads share them out. `kUnit` is the number of
-// elements in a unit, at most.
+// Each function processes the units [first, last) of its work, which is divided among TensorFlow's threads. A unit has
+// at most `kUnit` elements.
 constexpr int64_t kUnit = 1024;
 
 void leaky_relu(Type type, const void* x, void* y, int64_t count, float alpha, int64_t first, int64_t last);
 void leaky_relu_grad(Type type, const void* dy, const void* x, void* dx, int64_t count, float alpha, int64_t first,
                      int64_t last);
 
-// How bias_gelu walks through a matrix. Narrow rows are joined into one period, so that the inner loops are long; a
-// period is cut into tiles, and consecutive periods form a block, whose bias gradient is summed by one thread. It
-// depends on the shape alone, never on the number of threads: the sums come out the same on every machine.
+// The order in which bias_gelu processes a matrix. Short rows are joined into one period, so that the inner loops are
+// long; a period is divided into tiles, and consecutive periods form a block, whose bias gradient is summed by one
+// thread. The order depends only on the shape and not on the number of threads, so the sums are reproducible.
 struct Walk {
   explicit Walk(Matrix matrix);
   int64_t count, columns;
@@ -50,8 +50,8 @@ void reduce_bias(Type type, const double* sums, void* dbias, const Walk& walk, i
 
 namespace gpu {
 
-// All pointers are device memory; the work is queued on `stream` (a CUstream). Each returns nullptr, or CUDA's sentence
-// about what went wrong.
+// All pointers are device memory; the kernels are queued on `stream` (a CUstream). Each function returns nullptr, or
+// CUDA's error message.
 const char* leaky_relu(void* stream, Type type, const void* x, void* y, int64_t count, float alpha);
 const char* leaky_relu_grad(void* stream, Type type, const void* dy, const void* x, void* dx, int64_t count,
                             float alpha);

@@ -1,4 +1,4 @@
-// TensorFlow's side: what the operations are called, what shapes they take, and where their buffers come from.
+// The TensorFlow interface: names, attributes and shapes of the operations, and allocation of their outputs.
 #include <cstring>
 #include <vector>
 
@@ -29,7 +29,7 @@ tensorflow::Status same_shapes(InferenceContext* c) {
   return tensorflow::OkStatus();
 }
 
-// Output 0 is as input `features`, whose last dimension is as long as input `bias`.
+// Output 0 has the shape of input `features`, whose last dimension must have the length of input `bias`.
 tensorflow::Status biased_shape(InferenceContext* c, int features, int bias) {
   ShapeHandle shape = c->input(features), vector;
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(shape, 1, &shape));
@@ -110,7 +110,7 @@ void report(OpKernelContext* context, const char* failure) {
 }
 #endif
 
-// Shares `units` of work out to TensorFlow's threads; `cycles` is what a unit costs.
+// Divides `units` of work among TensorFlow's threads; `cycles` is the estimated cost of a unit.
 template <typename Function>
 void share(OpKernelContext* context, int64_t units, int64_t cycles, Function function) {
   const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
@@ -260,7 +260,7 @@ class BiasGeluGrad : public OpKernel {
                                         static_cast<float*>(data_of(workspace)), matrix));
     }
 #endif
-    if (matrix.count == 0) {  // no rows: their sum is 0
+    if (matrix.count == 0) {  // the sum of no rows is 0
       std::memset(dbias, 0, bias_backprops->TotalBytes());
       return;
     }
