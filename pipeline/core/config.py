@@ -129,7 +129,7 @@ def _hydra() -> Iterator[None]:
     try:
         with initialize_config_dir(config_dir=str(FOLDER), version_base=None):
             yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         text = str(error)
         given = first_line(text.partition(": ")[2])
         unknown = re.match(r"Could not override '([^']+)'", text)
@@ -140,6 +140,8 @@ def _hydra() -> Iterator[None]:
             message = f"There is no setting {unknown[1]!r}; {_hint(unknown[1])}"
         elif "Config group override must be a string" in text:
             message = "A group (dataset, model, augment, optimizer, experiment) takes a name."
+        elif not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
         elif text.startswith("Ambiguous value for argument"):
             message = (
                 f"{text.splitlines()[0].split(chr(39))[1]} contains a comma; add --multirun to try each of the values, "

@@ -261,7 +261,7 @@ class Loop:
             ) from error
 
     def _memory_sentence(self) -> contextlib.AbstractContextManager[None]:
-        return device.out_of_memory_sentence(f"batch_size is {self.batch_size}: halve it, or use smaller images")
+        return device.explain_out_of_memory(f"batch_size is {self.batch_size}: halve it, or use smaller images")
 
 
 @contextlib.contextmanager
@@ -312,7 +312,7 @@ def _training_graph(
 
     @tf.function(jit_compile=xla and not alone)
     def gradients_of(images: Any, labels: Any) -> Any:
-        before = [variable.value for variable in moving] if scaler.variables else []
+        before = [tf.identity(variable.value) for variable in moving] if scaler.variables else []
         with tf.GradientTape() as tape:
             logits = network(images, training=True)
             loss = tf.reduce_mean(cross_entropy(tf, logits, labels, label_smoothing))

@@ -61,7 +61,7 @@ class GradientScaler:
             return
         tf = device.tensorflow()
         changed = [*variables, *optimizer.variables, *moving]
-        before = [*(v.value for v in variables), *(v.value for v in optimizer.variables), *moving_before]
+        before = [*(tf.identity(v.value) for v in [*variables, *optimizer.variables]), *moving_before]
         gradients, finite = self._unscale_and_clip(gradients)
         optimizer.apply(gradients, variables)
         for variable, old in zip(changed, before, strict=True):

@@ -50,7 +50,7 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
                 print(f"note: {note}")
 
         # Build
-        with device.out_of_memory_sentence("choose a smaller network"):
+        with device.explain_out_of_memory("choose a smaller network"):
             loop = setup.build_loop(settings, dataset, workers)
         run_folder.save_config(folder, settings, dataset, workers)
 

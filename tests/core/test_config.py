@@ -121,7 +121,10 @@ def test_the_help_describes_the_command_without_importing_the_training():
     program = "import sys; sys.argv[1:] = ['--help']\nfrom pipeline.train.__main__ import main\n"
     program += "try: main()\nexcept SystemExit: print({'hydra', 'numpy', 'tensorflow'} & set(sys.modules))"
     answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     assert answer.stdout.startswith("usage: python -m pipeline.train")
     assert answer.stdout.endswith("set()\n")

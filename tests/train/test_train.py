@@ -47,19 +47,37 @@ def command(*arguments, **options):
     )
 
 
-class StopIn:
-    """Makes a Keras callback that presses Ctrl-C at the start of an epoch."""
+def raise_in(epoch, error):
+    """A Keras callback that raises an error at the start of an epoch."""
+    device.tensorflow()
+    import keras
 
-    def __new__(cls, epoch):
-        device.tensorflow()
-        import keras
+    class Raise(keras.callbacks.Callback):
+        def on_epoch_begin(self, number, logs=None):
+            if number == epoch:
+                raise error
 
-        class Stop(keras.callbacks.Callback):
-            def on_epoch_begin(self, number, logs=None):
-                if number == epoch:
-                    raise KeyboardInterrupt
+    return Raise()
 
-        return Stop()
+
+def stop_in(epoch):
+    """A Keras callback that presses Ctrl-C at the start of an epoch."""
+    return raise_in(epoch, KeyboardInterrupt())
+
+
+def test_a_batch_larger_than_the_dataset_is_mentioned(capsys):
+    train.train(small("epochs=1", "name=large", "batch_size=1000"))
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "batch_size" in line]
+    assert note.startswith("note: batch_size=1000") and "360" in note
+    train.train(small("epochs=1", "name=fitting", "batch_size=360"))
+    assert "batch_size" not in capsys.readouterr().out
+
+
+def test_a_reader_that_stops_reading_is_not_a_disk_error():
+    with pytest.raises(BrokenPipeError):
+        train.train(small("epochs=1", "name=pipe"), callbacks=[raise_in(0, BrokenPipeError(32, "Broken pipe"))])
+    with pytest.raises(ConnectionError):
+        train.train(small("epochs=1", "name=pipe"), callbacks=[raise_in(0, ConnectionError("no route"))])
 
 
 def test_few_validation_images_are_mentioned_and_many_classes_have_a_top5(capsys, monkeypatch):
@@ -112,7 +130,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not():
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit():
     whole = train.train(small("epochs=4", "name=whole", "model.dropout=0.2"))
     with pytest.raises(PipelineError, match="resume=runs/broken") as stopped:
-        train.train(small("epochs=4", "name=broken", "model.dropout=0.2"), callbacks=[StopIn(2)])
+        train.train(small("epochs=4", "name=broken", "model.dropout=0.2"), callbacks=[stop_in(2)])
     assert stopped.value.exit_code == 130
     assert not Path("runs/broken/model.keras").exists()
     resumed = train.train(config.compose(["resume=runs/broken"]))
@@ -153,7 +171,7 @@ def test_killed_process_goes_on_from_its_last_whole_epoch():
 @pytest.mark.parametrize("left", [0, 1000])
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(left):
     with pytest.raises(PipelineError):
-        train.train(small("epochs=4", "name=hurt"), callbacks=[StopIn(3)])
+        train.train(small("epochs=4", "name=hurt"), callbacks=[stop_in(3)])
     folder = Path("runs/hurt/checkpoints")
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-00002.npz", "epoch-00003.npz"]
     newest = folder / "epoch-00003.npz"
@@ -204,7 +222,7 @@ def test_the_model_has_the_weights_of_the_epoch_that_is_named_best(monkeypatch):
     real = loop.Loop.evaluate
     monkeypatch.setattr(loop.Loop, "evaluate", lambda *a: {**real(*a), "accuracy": next(accuracies, 0.2)})
     with pytest.raises(PipelineError):
-        train.train(small("epochs=3", "name=best"), callbacks=[StopIn(2)])
+        train.train(small("epochs=3", "name=best"), callbacks=[stop_in(2)])
     folder = Path("runs/best/checkpoints")
     assert [path.name for path in folder.glob("best-*")] == ["best-00001.npz"]
     # A kill after an epoch's best weights and before its checkpoint leaves this; the epoch is then trained again.
@@ -224,7 +242,7 @@ def test_a_run_goes_on_with_a_copy_of_its_data_and_keeps_where_home_was(tmp_path
             Image.new("RGB", (16, 16), (shade + index, shade, shade)).save(tmp_path / f"photos/{name}/{index}.png")
     settings = [*SMALL[1:], "dataset=image_folder", "data_dir=~/photos", "epochs=2", "name=home"]
     with pytest.raises(PipelineError, match="resume=runs/home"):
-        train.train(config.compose(settings), callbacks=[StopIn(1)])
+        train.train(config.compose(settings), callbacks=[stop_in(1)])
     assert runs.Run(Path("runs/home")).config.dataset.data_dir == str(tmp_path / "photos")
     shutil.copytree(tmp_path / "photos", tmp_path / "moved", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "photos")
@@ -234,7 +252,7 @@ def test_a_run_goes_on_with_a_copy_of_its_data_and_keeps_where_home_was(tmp_path
 
 def test_changed_data_stops_a_resume():
     with pytest.raises(PipelineError):
-        train.train(small("epochs=2", "name=altered"), callbacks=[StopIn(1)])
+        train.train(small("epochs=2", "name=altered"), callbacks=[stop_in(1)])
     path = Path("runs/altered/config.yaml")
     path.write_text(path.read_text(encoding="utf-8").replace("data_digest: ", "data_digest: x"))
     with pytest.raises(PipelineError, match="altered"):
@@ -355,7 +373,7 @@ def test_shards_keep_their_size_whatever_memory_is_free_later(monkeypatch):
 
 def test_out_of_memory_says_what_to_change():
     sentence = "batch_size is 64: halve it"
-    with pytest.raises(PipelineError, match="batch_size") as error, device.out_of_memory_sentence(sentence):
+    with pytest.raises(PipelineError, match="batch_size") as error, device.explain_out_of_memory(sentence):
         np.empty(2**55, np.uint8)
     assert error.value.exit_code == 1
 
@@ -526,30 +544,60 @@ def test_every_precision_trains_and_keeps_float32_weights(precision):
     assert {variable.dtype for variable in training.network.trainable_variables} == {"float32"}
 
 
+def step(scaler, optimizer, variables, gradients):
+    """One step of an optimizer; returns the gradients that it applied, as the change of the variables."""
+    before = [variable.numpy() for variable in variables]
+    scaler.apply(optimizer, [device.tensorflow().constant(gradient) for gradient in gradients], variables)
+    return [old - variable.numpy() for old, variable in zip(before, variables, strict=True)]
+
+
 def test_gradients_are_clipped_and_an_overflow_halves_the_loss_scale():
-    tf = device.tensorflow()
+    device.tensorflow()
     import keras
 
-    scaler = GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "mixed_float16")
+    def of(precision, norm=1.0):
+        optimizer = keras.optimizers.SGD(1.0, global_clipnorm=norm)
+        variables = [keras.Variable(np.zeros(2, np.float32)), keras.Variable(np.zeros(1, np.float32))]
+        return GradientScaler(optimizer, precision), optimizer, variables
+
+    scaler, *rest = of("mixed_float16")
     scale = float(scaler.scale.value)
-    assert float(scaler.scaled(tf.constant(2.0))) == 2 * scale
-    gradients = [tf.constant([3.0 * scale, 0.0]), tf.constant([4.0 * scale])]  # the unscaled norm is 5
-    first, second = (gradient.numpy() for gradient in scaler.unscale_and_clip(gradients))
+    assert float(scaler.scaled(np.float32(2.0))) == 2 * scale
+    first, second = step(scaler, *rest, [[3.0 * scale, 0.0], [4.0 * scale]])  # the unscaled norm is 5
     np.testing.assert_allclose(first, [0.6, 0.0], rtol=1e-5)
     np.testing.assert_allclose(second, [0.8], rtol=1e-5)
-    small = scaler.unscale_and_clip([tf.constant([0.5 * scale])])[0].numpy()
-    np.testing.assert_allclose(small, [0.5], rtol=1e-5)
+    np.testing.assert_allclose(step(scaler, *rest, [[0.5 * scale, 0.0], [0.0]])[0], [0.5, 0.0], rtol=1e-5)
     assert float(scaler.good_steps.value) == 2
-    overflown = scaler.unscale_and_clip([tf.constant([np.inf, 1.0]), tf.constant([np.nan])])
-    assert [gradient.numpy().tolist() for gradient in overflown] == [[0.0, 0.0], [0.0]]
+    step(scaler, *rest, [[np.inf, 1.0], [np.nan]])
     assert float(scaler.scale.value) == scale / 2 and float(scaler.good_steps.value) == 0
     scaler.good_steps.assign(scaler.GROWTH_STEPS - 1)
-    scaler.unscale_and_clip([tf.constant([1.0])])
+    step(scaler, *rest, [[1.0, 0.0], [0.0]])
     assert float(scaler.scale.value) == scale and float(scaler.good_steps.value) == 0
-    plain = GradientScaler(keras.optimizers.SGD(), "float32")
-    assert plain.unscale_and_clip(gradients) is gradients and plain.scaled(2.0) == 2.0
-    clipped = GradientScaler(keras.optimizers.SGD(global_clipnorm=1.0), "float32")
-    np.testing.assert_allclose(clipped.unscale_and_clip([tf.constant([3.0, 4.0])])[0].numpy(), [0.6, 0.8], rtol=1e-5)
+    scaler, *rest = of("float32", None)
+    assert [change.tolist() for change in step(scaler, *rest, [[3.0, 0.0], [4.0]])] == [[3.0, 0.0], [4.0]]
+    assert scaler.scaled(2.0) == 2.0 and scaler.variables == []
+    scaler, *rest = of("float32")
+    np.testing.assert_allclose(step(scaler, *rest, [[3.0, 0.0], [4.0]])[0], [0.6, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_step_with_overflowed_gradients_changes_nothing_but_the_loss_scale(optimizer):
+    dataset = load_dataset("digits", limit_per_class=40)
+    training = setup.build_loop(small("precision=mixed_float16", f"optimizer={optimizer}"), dataset)
+    training.train_epoch(dataset.train, 0)  # momentum and moving statistics are no longer zero
+    kept = [*training.network.variables, *training.optimizer.variables]
+    before = [device.to_numpy(variable.value) for variable in kept]
+    rate = training.learning_rate()
+    training._scaler.scale.assign(2.0**60)
+    training.train_epoch(dataset.train, 1)
+    steps = training.images_an_epoch(len(dataset.train.labels)) // training.batch_size
+    assert float(training._scaler.scale.value) == 2.0 ** (60 - steps)  # every step has overflowed
+    for variable, value in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(device.to_numpy(variable.value), value, err_msg=variable.path)
+    assert training.learning_rate() == rate
+    training._scaler.scale.assign(2.0**10)
+    training.train_epoch(dataset.train, 2)
+    assert any((device.to_numpy(v.value) != old).any() for v, old in zip(kept, before, strict=True))
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
