@@ -265,3 +265,87 @@ def _no_glyph_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
         yield
+
+
+def prediction_figure(image: Any, top: Sequence[tuple[str, float]]) -> Figure:
+    """An image next to the probabilities of its most probable classes.
+
+    Args:
+        image: uint8 [H, W, C] with C 1 or 3; on the GPU or the host.
+        top: (class name, probability), the most probable first.
+    """
+    figure = _figure(8, 2.8)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 2])
+    left.imshow(device.to_numpy(image).squeeze(), cmap="gray", vmin=0, vmax=255)
+    left.set_axis_off()
+    names, probabilities = zip(*top, strict=True)
+    right.barh(range(len(names)), probabilities)
+    right.set_yticks(range(len(names)), names)
+    right.set(xlabel="probability", xlim=(0, 1))
+    right.invert_yaxis()
+    return figure
+
+
+def export_figure(measured: dict[str, dict[str, Any]]) -> Figure:
+    """Size, latency and throughput of exported models as horizontal bars.
+
+    Args:
+        measured: Name to measurements, as `pipeline.evaluate.exports.recorded` returns them.
+    """
+    quantities = {"size_bytes": "size (KiB)", "latency_ms": "one image (ms)", "images_per_second": "images/s, batch 64"}
+    figure = _figure(13, 0.5 + 0.5 * len(measured))
+    panels = figure.subplots(1, len(quantities), sharey=True)
+    for panel, (key, title) in zip(panels, quantities.items(), strict=True):
+        values = [row[key] / (1024 if key == "size_bytes" else 1) for row in measured.values()]
+        bars = panel.barh(list(measured), values)
+        panel.bar_label(bars, [f"{value:,.0f}" if value >= 10 else f"{value:.2f}" for value in values], padding=3)
+        panel.set_title(title)
+        panel.margins(x=0.2)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def agreement_figure(answers: dict[str, numpy.ndarray]) -> Figure:
+    """The fraction of images with the same top class, for each pair of models.
+
+    Args:
+        answers: Name of a model to float [N, K] probabilities of the same N images, on the host.
+    """
+    choices = numpy.stack([probabilities.argmax(axis=1) for probabilities in answers.values()])
+    agreement = (choices[:, None] == choices[None]).mean(axis=-1)
+    figure = _figure(1.6 + len(answers), 1 + 0.8 * len(answers))
+    axes = figure.add_subplot()
+    axes.imshow(agreement, vmin=0.9, vmax=1, cmap="Blues")
+    axes.set_xticks(range(len(answers)), answers, rotation=30, ha="right")
+    axes.set_yticks(range(len(answers)), answers)
+    for (row, column), value in numpy.ndenumerate(agreement):
+        colour = "white" if value > 0.96 else "black"
+        axes.text(column, row, f"{value:.1%}", ha="center", va="center", color=colour)
+    return figure
+
+
+def disagreement_figure(
+    images: Any, labels: numpy.ndarray, answers: dict[str, numpy.ndarray], class_names: Sequence[str], count: int = 6
+) -> Figure:
+    """The first images whose top class differs between models, each with the prediction of every model.
+
+    Args:
+        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host.
+        labels: int [N], on the host.
+        answers: Name of a model to float [N, K] probabilities, on the host.
+        class_names: K names.
+        count: Maximum number of images.
+    """
+    choices = numpy.stack([probabilities.argmax(axis=1) for probabilities in answers.values()])
+    shown = numpy.flatnonzero((choices != choices[0]).any(axis=0))[:count]
+    figure = _figure(2.4 * max(1, len(shown)), 3.5)
+    for place, index in enumerate(shown, start=1):
+        panel = figure.add_subplot(1, len(shown), place)
+        panel.imshow(device.to_numpy(images[index]).squeeze(), cmap="gray", vmin=0, vmax=255)
+        panel.set_axis_off()
+        lines = [f"true: {class_names[labels[index]]}"]
+        for name, probabilities in answers.items():
+            best = probabilities[index].argmax()
+            lines.append(f"{name.removeprefix('model_')}: {class_names[best]} {probabilities[index, best]:.0%}")
+        panel.set_title("\n".join(lines), fontsize=8)
+    return figure
