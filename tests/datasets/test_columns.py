@@ -185,7 +185,7 @@ def test_an_error_half_way_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["cache.parquet"]
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_names_a_fix(tmp_path, monkeypatch):
     """The disk is full from the second row group on."""
     path = tmp_path / "cache.parquet"
 
@@ -338,7 +338,7 @@ def test_examples_are_the_first_of_each_class():
     train = data_set((images, [0, 1, 0, 0, 2, 0])).train
     shown = device.to_numpy(statistics.examples(train, 2, 3))
     assert np.array_equal(shown[:4], images[[0, 2, 3, 1]])
-    assert not shown[4:].any()  # class 1 has one picture only
+    assert not shown[4:].any()  # class 1 has only one image
 
 
 def test_taking_keeps_images_labels_and_sources_together():

@@ -181,10 +181,10 @@ def test_a_changed_source_is_decoded_again_in_place(tmp_path, monkeypatch, own_c
     assert len(list((own_cache / "datasets").iterdir())) == 1
 
 
-def test_no_picture_is_lost_without_a_word(tmp_path, caplog):
+def test_images_in_unsupported_formats_are_listed(tmp_path, caplog):
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
     (root / "cat" / "phone.HEIC").write_bytes(b"ftypheic")
-    (root / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (root / "cat" / "notes.txt").write_text("not an image", encoding="utf-8")
     (root / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(PipelineError, match=r"phone\.HEIC"):
         load_dataset("image_folder", root)
@@ -193,7 +193,7 @@ def test_no_picture_is_lost_without_a_word(tmp_path, caplog):
     assert [Path(image.path).name for image in dataset.rejected] == ["phone.HEIC"]
 
 
-def test_a_folder_that_cannot_be_listed_is_one_sentence(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     from pipeline.data.sources import image_folder
 
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2), "dog": greys(11, 12)})
@@ -259,7 +259,7 @@ def test_a_damaged_cache_is_made_again(damage, own_cache, caplog):
     assert load_dataset("digits").digest == before.digest
 
 
-def test_too_little_memory_is_one_sentence(monkeypatch):
+def test_too_little_memory_names_a_fix(monkeypatch):
     def full(*_):
         raise MemoryError
 
@@ -269,7 +269,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
         load_dataset("digits")
 
 
-def test_a_cache_folder_that_is_a_file_is_one_sentence(tmp_path):
+def test_a_cache_folder_that_is_a_file_names_the_variable(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PipelineError, match="PIPELINE_CACHE"):
         load_dataset("digits", cache_dir=tmp_path / "file")
@@ -488,7 +488,7 @@ def test_unusable_parquet_says_why(tmp_path, images, labels, options, word):
     path = parquet_of(tmp_path / "x.parquet", images, labels)
     with pytest.raises(PipelineError) as info:
         load_dataset("parquet", path, **options)
-    assert word in str(info.value).replace(str(tmp_path), "")  # a folder's number is no word of the sentence
+    assert word in str(info.value).replace(str(tmp_path), "")  # the folder may contain the same number
 
 
 def parquet_of_structs(path: Path, kind: pa.DataType, values: list, names: object = None, where: object = "x") -> Path:
@@ -519,7 +519,7 @@ def test_odd_class_names_in_the_metadata_stop_nothing(tmp_path, names):
     assert found == (["0", "1"] if names == {"a": "b"} else expected)
 
 
-def test_labels_too_large_for_any_class_are_one_sentence(tmp_path):
+def test_labels_too_large_for_any_class_are_refused(tmp_path):
     table = pa.table({"image": [png(value) for value in range(4)], "label": pa.array([2**63 + 5] * 4, pa.uint64())})
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(PipelineError, match=r"train\.parquet"):
@@ -543,7 +543,7 @@ def test_a_file_whose_name_is_no_text_is_loaded_like_any_other(tmp_path):
         ("dataset.image_size=[.inf,3]", "image_size"),
     ],
 )
-def test_settings_that_no_data_set_has_or_takes_are_one_sentence(setting, word):
+def test_unknown_and_wrong_settings_are_named(setting, word):
     with pytest.raises(PipelineError, match=word):
         load_from_settings(config.compose([setting]).dataset)
 
@@ -798,14 +798,14 @@ def test_a_download_is_tried_again(tmp_path, server):
         ({"max_rejected": 2}, "max_rejected"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(arguments, word):
+def test_wrong_arguments_are_named(arguments, word):
     with pytest.raises(PipelineError) as info:
         load_dataset(**{"name": "digits", **arguments})
     assert word in str(info.value)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGURATION.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_data_set_has_a_configuration_that_load_takes(path):
+def test_every_dataset_has_a_configuration_that_load_takes(path):
     import inspect
 
     settings = OmegaConf.load(path)
@@ -816,7 +816,7 @@ def test_every_data_set_has_a_configuration_that_load_takes(path):
             assert value == parameters[key].default, key
 
 
-def test_a_configuration_for_every_data_set():
+def test_a_configuration_for_every_dataset():
     assert {path.stem for path in CONFIGURATION.glob("*.yaml")} == set(dataset_names())
 
 

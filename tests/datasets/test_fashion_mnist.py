@@ -101,7 +101,7 @@ def wrong_magic(content: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, word, compressed):
+def test_a_wrong_file_is_named(tmp_path, name, damage, word, compressed):
     path = written(tmp_path, compressed) / (f"{name}.gz" if compressed else name)
     content = path.read_bytes()
     damaged = damage(gzip.decompress(content) if compressed else content)
@@ -109,7 +109,7 @@ def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, word, compressed
     with pytest.raises(PipelineError) as caught:
         load_dataset("fashion_mnist", tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-    assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # a folder's number is no word of the sentence
+    assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # the folder may contain the same number
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_wrong_file_gets_one_sentence(tmp_path, name, damage, word, compressed
         lambda content: content[:5],
     ],
 )
-def test_damaged_gzip_gets_one_sentence(tmp_path, damage):
+def test_damaged_gzip_is_named(tmp_path, damage):
     path = written(tmp_path) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PipelineError, match=r"train-images-idx3-ubyte\.gz"):

@@ -87,11 +87,11 @@ def test_sixteen_bit_transparent_grey_becomes_white():
 
 
 def test_palette_images_show_their_colours():
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([255, 0, 0, 0, 0, 200])
-    picture.putdata([0, 1])
-    assert decode_image(encoded(picture)).tolist() == [[[255, 0, 0], [0, 0, 200]]]
-    assert decode_image(encoded(picture, transparency=0)).tolist() == [[[255, 255, 255], [0, 0, 200]]]
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 200])
+    image.putdata([0, 1])
+    assert decode_image(encoded(image)).tolist() == [[[255, 0, 0], [0, 0, 200]]]
+    assert decode_image(encoded(image, transparency=0)).tolist() == [[[255, 255, 255], [0, 0, 200]]]
 
 
 def test_alpha_is_blended_over_white():
@@ -191,7 +191,7 @@ def test_absurdly_large_images_are_refused_before_decoding():
         (b"\x89PNG\r\n\x1a\n" + b"\xff" * 50, "damaged"),
     ],
 )
-def test_what_is_no_image_says_so(data, reason):
+def test_what_is_not_an_image_is_refused(data, reason):
     with pytest.raises(ImageError, match=reason):
         decode_image(data)
 
@@ -203,19 +203,19 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         decode_image(tmp_path)
 
 
-def test_fit_keeps_an_image_of_the_right_shape():
+def test_resizing_keeps_an_image_of_the_right_shape():
     image = noise()
     assert resize_and_center_crop(image, (20, 30, 3)) is image
 
 
-def test_fit_crops_the_longer_side_around_the_centre():
+def test_resizing_crops_the_longer_side_around_the_centre():
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = (10, 200, 30)
     assert np.array_equal(resize_and_center_crop(image, (10, 10, 3)), image[:, 10:20])
     assert np.array_equal(resize_and_center_crop(image.transpose(1, 0, 2), (10, 10, 3)), image[:, 10:20])
 
 
-def test_too_many_pixels_are_refused_without_a_second_sentence_of_pillows(tmp_path):
+def test_too_many_pixels_are_refused_without_a_warning_of_pillow(tmp_path):
     header = encoded(Image.new("L", (1, 1)), "PNG")
     large = header[:16] + (10_000).to_bytes(4, "big") + (9_500).to_bytes(4, "big") + header[24:29]
     large += zlib.crc32(large[12:29]).to_bytes(4, "big") + header[33:]
@@ -256,6 +256,6 @@ def test_any_size_fits(size):
 
 
 @pytest.mark.parametrize("image", [noise().astype(np.float32), noise()[..., 0], noise(channels=2), noise()[:0]])
-def test_fit_refuses_what_is_no_image(image):
+def test_resizing_refuses_what_is_not_an_image(image):
     with pytest.raises(PipelineError, match="uint8"):
         resize_and_center_crop(image, (8, 8, 3))

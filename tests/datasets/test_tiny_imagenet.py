@@ -137,7 +137,7 @@ def replace(name, content):
     ],
 )
 @pytest.mark.parametrize("archived", [False, True])
-def test_wrong_lists_get_one_sentence(tmp_path, tmp_path_factory, damage, word, archived):
+def test_wrong_lists_are_named(tmp_path, tmp_path_factory, damage, word, archived):
     root = written(tmp_path_factory.mktemp("made") if archived else tmp_path)
     damage(root)
     if archived:
@@ -145,10 +145,10 @@ def test_wrong_lists_get_one_sentence(tmp_path, tmp_path_factory, damage, word, 
     with pytest.raises(PipelineError) as caught:
         load_dataset("tiny_imagenet", tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-    assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # a folder's number is no word of the sentence
+    assert re.search(word, str(caught.value).replace(str(tmp_path), ""))  # the folder may contain the same number
 
 
-def test_a_label_that_is_no_class_gets_one_sentence(tmp_path):
+def test_a_label_that_is_no_class_is_named(tmp_path):
     annotations = written(tmp_path) / "val" / "val_annotations.txt"
     annotations.write_text(annotations.read_text(encoding="utf-8").replace("n00000004", "n00000008"))
     with pytest.raises(PipelineError, match="'n00000008'"):
@@ -185,7 +185,7 @@ def test_a_damaged_member_of_the_archive_is_listed(tmp_path, tmp_path_factory):
     assert rejected.path == "val/images/val_1.JPEG" and "damaged" in rejected.reason
 
 
-def test_no_archive_gets_one_sentence(tmp_path):
+def test_no_archive_is_named(tmp_path):
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"PK but nothing else")
     with pytest.raises(PipelineError, match=r"tiny-imagenet-200\.zip"):
         load_dataset("tiny_imagenet", tmp_path)
