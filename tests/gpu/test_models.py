@@ -25,7 +25,7 @@ def learned(overrides: list[str], epochs: int = 6) -> float:
     dataset = load_dataset("digits")
     setup.seed_everything(0)
     recipe = ["augment=none", "optimizer=adam", "optimizer.learning_rate=3e-3", "batch_size=32", f"epochs={epochs}"]
-    loop = setup.build_loop(config.compose([*recipe, *overrides]), dataset)
+    loop = setup.build_loop(setup.resolve(config.compose([*recipe, *overrides])), dataset)
     for epoch in range(epochs):
         logs = loop.train_epoch(dataset.train, epoch)
         assert np.isfinite(logs["loss"])
@@ -49,7 +49,7 @@ def test_learns_with_the_custom_operation_and_without_xla(name, precision):
 @pytest.mark.parametrize("name", OWN_OPERATION)
 def test_learns_with_the_custom_operation_among_xlas_clusters(name, precision):
     overrides = [f"model={name}", f"precision={precision}", "model.operations=custom", *NETWORKS[name]]
-    assert setup.build_loop(config.compose(overrides), load_dataset("digits")).xla == "clusters"
+    assert setup.resolve(config.compose(overrides)).xla == "clusters"
     assert learned(overrides) > 0.8
     assert not device.tensorflow().config.optimizer.get_jit()
 
