@@ -1,4 +1,4 @@
-"""Compare runs: ``python -m pipeline.compare runs/MULTIRUN``."""
+"""Compare the finished runs of a folder in a table and a figure: python -m pipeline.compare runs/sweep"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.evaluate.compare import report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=runs.RUNS, help="a multirun's folder (default: runs)")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=runs.RUNS, help="folder of a multirun (default: runs)")
     report(parser.parse_args().folder)
 
 

@@ -1,1 +1,1 @@
-"""Metrics, figures, and the comparison of runs."""
+"""Metrics, figures, the evaluation of a run, the comparison of runs, and the measurements of exported models."""

@@ -1,6 +1,6 @@
-"""Which of these runs is best, and what did it cost? ``python -m pipeline.compare runs/MULTIRUN``
+"""Compare the finished runs of a folder: a table, and a figure of accuracy against training time and parameters.
 
-Prints a table of all finished runs in a folder and draws accuracy against training time and number of parameters.
+report(Path("runs/sweep"))  # prints the table; writes comparison.csv and comparison.png
 """
 
 from __future__ import annotations
@@ -11,87 +11,98 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import augment, runs
-from pipeline.core import cli, device, files
-from pipeline.core.errors import PipelineError, first_line, is_number
+from pipeline.core import cli, files
+from pipeline.core.errors import PipelineError
 from pipeline.evaluate import figures
-from pipeline.evaluate.figures import comparison_figure
 
-COLUMNS = {  # and what the terminal's table, which fits into 80 columns, calls them; None stays in the CSV file
-    "run": "run", "dataset": "data set", "model": "model", "augment": "augment", "parameters": "weights",
+TEXTS = {"run": "run", "dataset": "dataset", "model": "model", "augment": "augment"}  # columns and their headings
+# Numbers with the short headings that let the table fit into 80 columns; None: only in the CSV file.
+CARD_NUMBERS = {"parameters": "weights"}
+METRICS = {
     "epochs": "epochs", "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
     "test_accuracy": "test",
 }  # fmt: skip
+FORMATS = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_accuracy": "{:.2%}"}
 
 
 def table(folder: Path) -> Any:
-    """The finished runs below a folder, by data set, best test accuracy first.
+    """The finished runs in a folder, by dataset, best test accuracy first.
+
+    A run that cannot be read is left out, with one line on standard error.
 
     Args:
-        folder: A multirun's folder, or ``runs`` for all runs.
+        folder: The folder of a multirun, or ``runs`` for all runs.
 
     Returns:
-        A dataframe (cuDF or pandas) with the columns `COLUMNS`; seconds and images/s are those of training.
+        A pandas dataframe with the columns `TEXTS`, `CARD_NUMBERS` and `METRICS`; ``train_seconds`` and
+        ``images_per_second`` are those of the training.
 
     Raises:
-        PipelineError: The folder is missing or holds no finished run.
+        PipelineError: The folder is missing or contains no finished run.
     """
+    import pandas
+
     if not folder.is_dir():
-        raise PipelineError(f"There is no folder {folder}; give the one of a multirun, or runs for all runs.")
+        raise PipelineError(f"There is no folder {folder}; pass the folder of a multirun, or runs for all runs.")
     rows = []
     for run in runs.below(folder):
         name = os.path.relpath(run.path, folder.resolve())
         try:
-            card, metrics, settings = run.card, run.metrics, run.config
-            values = (name, card.dataset, card.model, policy_label(settings.augment), card.parameters)
-            figures = {key: metrics.get(key) for key in list(COLUMNS)[len(values) :]}
-        except (PipelineError, KeyError, AttributeError, TypeError) as error:
-            print(f"left out {name}: {first_line(error)}", file=sys.stderr)
-            continue
-        if not all(isinstance(word, str) for word in values[1:3]) or not is_number(card.parameters):
-            print(f"left out {name}: its model_card.json has no data set, model or parameters", file=sys.stderr)
-            continue
-        missing = [key for key, value in figures.items() if not is_number(value)]
-        if missing:
-            print(f"left out {name}: its metrics.json has no number for {', '.join(missing)}", file=sys.stderr)
-            continue
-        rows.append((*values, *figures.values()))
+            rows.append({"run": name, **_columns(run)})
+        except PipelineError as error:
+            print(f"left out {name}: {error}", file=sys.stderr)
     if not rows and (folder / "metrics.json").is_file():
-        raise PipelineError(f"{folder} is one run; give the folder above it to compare it with the others there.")
+        raise PipelineError(f"{folder} is a single run; pass the folder that contains it to compare it with others.")
     if not rows:
-        raise PipelineError(f"There is no finished run in {folder} to compare.")
-    frame = device.dataframe().DataFrame({name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)})
-    return frame.sort_values(["dataset", "test_accuracy"], ascending=[True, False]).reset_index(drop=True)
+        raise PipelineError(f"There is no finished run in {folder} to compare; train one: {runs.TRAIN_COMMAND}")
+    frame = pandas.DataFrame(rows)
+    return frame.sort_values(["dataset", "test_accuracy"], ascending=[True, False], ignore_index=True)
 
 
-def policy_label(given: dict[str, Any]) -> str:
-    """A run's augmentation policy by name, with ``*`` where settings changed what the policy of that name does."""
-    name = str(given.get("name", "custom"))
+def _columns(run: runs.Run) -> dict[str, Any]:
+    card, metrics = run.card, run.metrics
+    texts = {"dataset": card.dataset, "model": card.model, "augment": policy_label(run.config.augment)}
+    numbers = {"parameters": card.parameters, **{key: metrics.get(key) for key in METRICS}}
+    for values, kind in ((texts, str), (numbers, int | float)):
+        for key, value in values.items():
+            if not isinstance(value, kind):
+                file = "metrics.json" if key in METRICS else "model_card.json"
+                raise PipelineError(f"{key} in its {file} is {value!r}.")
+    return texts | numbers
+
+
+def policy_label(policy: dict[str, Any]) -> str:
+    """The name of a run's augmentation policy, with ``*`` if its operations differ from the policy of that name.
+
+    Args:
+        policy: The run's setting ``augment``.
+    """
+    name = str(policy.get("name", "custom"))
     try:
-        return name if augment.load_policy(name) == augment.load_policy(given) else f"{name}*"
-    except PipelineError:  # a policy of its own, or one that is gone
+        return name if augment.load_policy(name) == augment.load_policy(policy) else f"{name}*"
+    except PipelineError:  # a policy that has no file in pipeline/conf/augment
         return name
 
 
 def report(folder: Path) -> None:
-    """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it."""
+    """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into the folder."""
     from rich import box
     from rich.table import Table
 
     frame = table(folder)
-    frame = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
     shown = Table(title=str(folder), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    formats = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_accuracy": "{:.2%}"}
-    headings = {name: heading for name, heading in COLUMNS.items() if heading is not None}
+    shown.add_column("", justify="right")
+    headings = {name: heading for name, heading in (TEXTS | CARD_NUMBERS | METRICS).items() if heading is not None}
     if frame["dataset"].nunique() == 1:
         del headings["dataset"]
-    shown.add_column("", justify="right")
     for name, heading in headings.items():
-        words = name in ("run", "dataset", "model", "augment")
-        shown.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
-    for number, row in enumerate(frame.to_dict("records"), start=1):  # the numbers of the points
-        row = {**row, "parameters": f"{row['parameters'] / 1e6:.2f} M"}
-        shown.add_row(str(number), *(formats.get(name, "{}").format(row[name]) for name in headings))
+        text = name in TEXTS
+        shown.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for number, row in enumerate(frame.to_dict("records"), start=1):  # the figure shows the same numbers
+        row["parameters"] = f"{row['parameters'] / 1e6:.2f} M"
+        shown.add_row(str(number), *(FORMATS.get(name, "{}").format(row[name]) for name in headings))
     cli.console().print(shown)
-    files.write(folder / "comparison.csv", frame.to_csv(index=False).encode())
-    figures.save_figure(folder / "comparison.png", comparison_figure(frame))
-    print(f"table and plot in {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
+    csv, png = folder / "comparison.csv", folder / "comparison.png"
+    files.write_bytes(csv, frame.to_csv(index=False).encode())
+    figures.save_figure(png, figures.comparison_figure(frame))
+    print(f"table and figure: {csv}, {png}")

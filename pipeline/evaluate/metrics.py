@@ -1,4 +1,4 @@
-"""Metrics of a classifier: accuracy, loss, calibration, per-class report."""
+"""Metrics of a classifier from its probabilities: accuracy, loss, calibration, and a report of each class."""
 
 from __future__ import annotations
 
@@ -6,76 +6,69 @@ from typing import Any
 
 import numpy
 
-from pipeline.core.errors import PipelineError
+TOP5_ABOVE_CLASSES = 10  # with fewer classes, top-5 accuracy is not informative
 
 
 def classification_metrics(
     probabilities: numpy.ndarray, labels: numpy.ndarray, class_names: list[str]
 ) -> dict[str, Any]:
-    """Accuracy, cross-entropy, expected calibration error and the report of each class.
+    """Accuracy, cross-entropy, expected calibration error, confusion matrix and the metrics of each class.
 
     Args:
-        probabilities: float32 [N, K].
-        labels: int [N].
+        probabilities: float32 [N, K] on the host, N at least 1.
+        labels: int [N] on the host.
         class_names: K names.
 
     Returns:
-        ``accuracy``, ``loss`` (mean negative log-likelihood in nats), ``calibration_error`` (expected calibration error
-        with 15 equal bins: Guo et al., 2017), ``confusion_matrix`` (K lists; rows are the true class) and ``per_class``
-        (name to ``precision``, ``recall``, ``f1`` and ``images``).
-
-    Raises:
-        PipelineError: There are no images.
+        ``accuracy``; ``loss``, the mean negative log-likelihood in nats; ``calibration_error``, the expected
+        calibration error with 15 bins of equal width (Guo et al., 2017); ``confusion_matrix``, K lists of K counts, in
+        which rows are true classes; and ``per_class``: name to ``precision``, ``recall``, ``f1`` and ``images``.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    if len(labels) == 0:
-        raise PipelineError("There are no images to evaluate on; this split is empty.")
-    classes = range(len(class_names))
+    classes = list(range(len(class_names)))
     predictions = probabilities.argmax(axis=1)
     likelihood = probabilities[numpy.arange(len(labels)), labels].astype(numpy.float64)
     precision, recall, f1, images = precision_recall_fscore_support(
-        labels, predictions, labels=list(classes), zero_division=0.0
+        labels, predictions, labels=classes, zero_division=0.0
     )
     return {
         "accuracy": float((predictions == labels).mean()),
         "loss": float(-numpy.log(numpy.clip(likelihood, 1e-12, 1)).mean()),
         "calibration_error": float(calibration_curve(probabilities, labels)["error"]),
-        "confusion_matrix": confusion_matrix(labels, predictions, labels=list(classes)).tolist(),
+        "confusion_matrix": confusion_matrix(labels, predictions, labels=classes).tolist(),
         "per_class": {
-            class_names[k]: {
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-                "images": int(images[k]),
-            }
-            for k in classes
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
+            for name, p, r, f, n in zip(class_names, precision, recall, f1, images, strict=True)
         },
     }
 
 
 def calibration_curve(probabilities: numpy.ndarray, labels: numpy.ndarray, bins: int = 15) -> dict[str, Any]:
-    """The reliability diagram and the expected calibration error (Guo et al., 2017, equation 3).
+    """The points of a reliability diagram and the expected calibration error (Guo et al., 2017, equation 3).
+
+    Args:
+        probabilities: float32 [N, K] on the host.
+        labels: int [N] on the host.
+        bins: Number of confidence intervals of equal width.
 
     Returns:
-        ``confidence``, ``accuracy`` and ``weight`` (float64, one a non-empty bin; the weights sum to 1), and ``error``.
+        ``confidence``, ``accuracy`` and ``weight`` (float64, one value for each bin that is not empty;
+        the weights sum to 1), and ``error``.
     """
     confidence = probabilities.max(axis=1).astype(numpy.float64)
     correct = probabilities.argmax(axis=1) == labels
-    edge = numpy.clip(numpy.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = numpy.bincount(edge, minlength=bins)
+    bin_index = numpy.clip(numpy.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = numpy.bincount(bin_index, minlength=bins)
     filled = counts > 0
-    mean_confidence = numpy.bincount(edge, confidence, bins)[filled] / counts[filled]
-    mean_accuracy = numpy.bincount(edge, correct, bins)[filled] / counts[filled]
+    mean_confidence = numpy.bincount(bin_index, confidence, bins)[filled] / counts[filled]
+    mean_accuracy = numpy.bincount(bin_index, correct, bins)[filled] / counts[filled]
     weight = counts[filled] / len(labels)
     error = float((weight * abs(mean_confidence - mean_accuracy)).sum())
     return {"confidence": mean_confidence, "accuracy": mean_accuracy, "weight": weight, "error": error}
 
 
 def most_confident_mistakes(probabilities: numpy.ndarray, labels: numpy.ndarray, count: int = 16) -> numpy.ndarray:
-    """Indices of the wrong answers with the highest probability, highest first; int64 [at most count]."""
+    """Indices of the wrong predictions with the highest probability, highest first; int64 [at most `count`]."""
     wrong = numpy.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[numpy.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
-
-
-TOP5_ABOVE_CLASSES = 10  # with fewer classes the top-5 accuracy says little

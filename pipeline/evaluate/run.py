@@ -1,7 +1,7 @@
-"""How good a trained model is: ``python -m pipeline.evaluate runs/latest``.
+"""Evaluate a trained model on a split of its dataset.
 
-Writes accuracy, loss and each class's precision and recall into the run's `metrics.json`, and pictures (confusion
-matrix, calibration curve, the most confident mistakes) into its folder `evaluation/`.
+Accuracy, loss, calibration error and the metrics of each class go into the run's `metrics.json`, figures (confusion
+matrix, calibration curve, most confident mistakes) into its folder `evaluation/`.
 """
 
 from __future__ import annotations
@@ -11,42 +11,40 @@ from typing import Any
 import numpy
 
 from pipeline import runs
-from pipeline.core import device, files
+from pipeline.core import cli, device, files
 from pipeline.core.errors import PipelineError
-from pipeline.data.dataset import SPLITS
 from pipeline.evaluate.figures import evaluation_figures, save_figure
 from pipeline.evaluate.metrics import classification_metrics
 
 
 def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> numpy.ndarray:
-    """Run a deployable model over images that live on the device; by halves where the memory is too small.
+    """Run a deployable model on images; a batch that does not fit into memory is halved.
 
     Args:
         model: From `Run.load_model`: uint8 [N, H, W, C] to probabilities [N, K].
-        images: uint8 [N, H, W, C], CuPy or NumPy.
-        batch_size: Images a call; the last call is filled up, so that there is one graph.
+        images: uint8 [N, H, W, C], CuPy or NumPy; at least one.
+        batch_size: Images per call; the last batch is padded, so that one graph is enough.
 
     Returns:
-        float32 [N, K] in host memory.
+        float32 [N, K] on the host.
 
     Raises:
-        PipelineError: The memory is too small even for one image.
+        PipelineError: A single image does not fit into memory.
     """
     tf = device.tensorflow()
-    batch_size = max(1, min(batch_size, len(images)))
+    batch_size = min(batch_size, len(images))
     while True:
         try:
-            return _in_batches(model, images, batch_size)
+            return _predict_batches(model, images, batch_size)
         except (tf.errors.ResourceExhaustedError, MemoryError):
             if batch_size == 1:
-                with device.out_of_memory_sentence("choose a smaller network or smaller images"):
+                with device.explain_out_of_memory("choose a smaller network or smaller images"):
                     raise
         batch_size //= 2
 
 
-def _in_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:
-    tf = device.tensorflow()
-    xp = device.xp()
+def _predict_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:
+    tf, xp = device.tensorflow(), device.xp()
     forward = tf.function(lambda batch: model(batch, training=False))
     parts = []
     for first in range(0, len(images), batch_size):
@@ -55,44 +53,40 @@ def _in_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:
         if missing:
             batch = xp.concatenate([batch, xp.zeros((missing, *batch.shape[1:]), batch.dtype)])
         parts.append(forward(device.to_tensorflow(batch)).numpy()[: batch_size - missing])
-    return numpy.concatenate(parts) if parts else numpy.zeros((0, model.output_shape[-1]), numpy.float32)
+    return numpy.concatenate(parts)
 
 
 def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, Any]:
-    """Measure a run on a split, update its `metrics.json` and draw its pictures.
+    """Evaluate a run on a split, update its `metrics.json` and write its figures.
 
     Args:
         run: The run.
-        dataset: A `datasets.Dataset` with the run's classes and image shape.
-        split: ``train``, ``validation`` or ``test``; each has its own keys in the file (``test_accuracy``, …).
+        dataset: A `pipeline.data.dataset.Dataset` with the run's classes and image shape.
+        split: ``train``, ``validation`` or ``test``, the prefix of the metrics' names (``test_accuracy``, …).
 
     Returns:
-        What was added to `metrics.json`.
+        The metrics that were added to `metrics.json`.
 
     Raises:
-        PipelineError: The data set does not fit the run, or the split is empty or unknown.
+        PipelineError: The dataset has other classes or another image shape than the run, or the split is empty.
     """
-    card = run.card
-    if split not in SPLITS:
-        raise PipelineError(f"There is no split {split!r}; known ones: {', '.join(SPLITS)}.")
     run.check_dataset(dataset)
-    part = getattr(dataset, split)
+    class_names, part = run.card.class_names, getattr(dataset, split)
     labels = device.to_numpy(part.labels)
+    if len(labels) == 0:
+        raise PipelineError(f"The {split} split of {dataset.name} contains no images; evaluate another split.")
     probabilities = predict_probabilities(run.load_model(), part.images)
-    measured = {
-        f"{split}_{key}": value
-        for key, value in classification_metrics(probabilities, labels, card.class_names).items()
-    }
-    for name, figure in evaluation_figures(probabilities, labels, part.images, card.class_names).items():
+    metrics = classification_metrics(probabilities, labels, class_names)
+    measured = {f"{split}_{key}": value for key, value in metrics.items()}
+    for name, figure in evaluation_figures(probabilities, labels, part.images, class_names).items():
         save_figure(run.path / "evaluation" / f"{split}_{name}.png", figure)
-    known = run.metrics if (run.path / "metrics.json").exists() else {}
-    files.write_json(run.path / "metrics.json", {**known, **measured})
+    path = run.path / "metrics.json"
+    files.write_json(path, {**(run.metrics if path.exists() else {}), **measured})
     return measured
 
 
 def print_report(measured: dict[str, Any], split: str) -> None:
-    """Print an evaluation as a table."""
-    from rich.console import Console
+    """Print the result of `evaluate_run` as a table."""
     from rich.table import Table
 
     table = Table("class", "precision", "recall", "F1", "images", title=f"{split} split")
@@ -100,9 +94,8 @@ def print_report(measured: dict[str, Any], split: str) -> None:
         column.justify = "right"
     for name, row in measured[f"{split}_per_class"].items():
         table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}", str(row["images"]))
-    console = Console()
-    console.print(table)
-    console.print(
+    cli.console().print(table)
+    print(
         f"accuracy {measured[f'{split}_accuracy']:.2%}   loss {measured[f'{split}_loss']:.4f}   "
         f"calibration error {measured[f'{split}_calibration_error']:.3f}"
     )

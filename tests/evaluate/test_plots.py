@@ -1,4 +1,4 @@
-"""The pictures show what they were given."""
+"""The figures show the data they were given."""
 
 import io
 import warnings
@@ -26,16 +26,16 @@ def test_a_grid_shows_every_image_and_nothing_else(channels):
     figure.canvas.draw()
 
 
-def test_titles_lie_above_their_pictures_and_beside_each_other():
+def test_titles_overlap_neither_images_nor_each_other():
     titles = ["pomegranate 77%\nis computer keyboard", "European fire salamander 12%", "x" * 60, "cat"] * 5
     figure = figures.image_grid(np.zeros((20, 8, 8, 3), np.uint8), titles, title_colours=["red"] * 20)
     figure.savefig(io.BytesIO())  # lays it out
     figure.draw_without_rendering()
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
-    pictures = [axes.images[0].get_window_extent() for axes in figure.axes]
+    image_boxes = [axes.images[0].get_window_extent() for axes in figure.axes]
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:index]), figure.axes[index].get_title()
-        assert not any(box.y0 < other.y1 - 1 and box.y1 > other.y0 + 1 and box.overlaps(other) for other in pictures)
+        assert not any(box.y0 < other.y1 - 1 and box.y1 > other.y0 + 1 and box.overlaps(other) for other in image_boxes)
         assert box.y1 <= figure.bbox.y1 + 1
     assert figure.axes[2].get_title().endswith("…")
     assert figure.axes[0].title.get_color() == "red"

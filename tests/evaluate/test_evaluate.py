@@ -1,6 +1,7 @@
-"""The figures of an evaluation against numbers worked out by hand."""
+"""The metrics of an evaluation compared with numbers calculated by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from pipeline.evaluate.metrics import calibration_curve, classification_metrics,
 from pipeline.evaluate.run import evaluate_run, predict_probabilities
 from pipeline.train import train
 
-# Four images of three classes: right at 0.9, right at 0.5, wrong at 0.8, wrong at 0.6.
+# Four images of three classes: correct at 0.9, correct at 0.5, wrong at 0.8, wrong at 0.6.
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.3, 0.5, 0.2], [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]], np.float32)
 LABELS = np.array([0, 1, 1, 2])
 NAMES = ["a", "b", "c"]
 
 
-def test_measure_gives_hand_calculated_figures():
+def test_metrics_match_hand_calculated_numbers():
     measured = classification_metrics(PROBABILITIES, LABELS, NAMES)
     assert measured["accuracy"] == 0.5
     assert measured["loss"] == pytest.approx(-(np.log(0.9) + np.log(0.5) + np.log(0.1) + np.log(0.2)) / 4, rel=1e-5)
@@ -30,7 +31,7 @@ def test_measure_gives_hand_calculated_figures():
 
 def test_calibration_error_is_the_weighted_gap():
     diagram = calibration_curve(PROBABILITIES, LABELS, bins=2)
-    # Bins (0, 0.5] and (0.5, 1]: one right answer at 0.5; then 0.9, 0.8 and 0.6 of which one is right.
+    # Bins (0, 0.5] and (0.5, 1]: one correct at 0.5; then 0.9, 0.8 and 0.6, of which one is correct.
     np.testing.assert_allclose(diagram["confidence"], [0.5, (0.9 + 0.8 + 0.6) / 3], rtol=1e-6)
     np.testing.assert_allclose(diagram["accuracy"], [1.0, 1 / 3])
     np.testing.assert_allclose(diagram["weight"], [0.25, 0.75])
@@ -42,7 +43,7 @@ def test_most_confident_mistakes_come_first():
     assert most_confident_mistakes(PROBABILITIES, LABELS, count=1).tolist() == [2]
 
 
-def test_pictures_are_drawn_also_without_any_mistake():
+def test_figures_are_drawn_without_any_mistake():
     images = np.zeros((4, 8, 8, 1), np.uint8)
     drawn = figures.evaluation_figures(PROBABILITIES, PROBABILITIES.argmax(axis=1), images, NAMES)
     assert set(drawn) == {"confusion_matrix", "calibration", "mistakes"}
@@ -94,6 +95,10 @@ def test_images_added_after_the_training_are_mentioned(tmp_path, monkeypatch, ca
     assert "image_folder" in capsys.readouterr().err
 
 
-def test_empty_split_is_one_sentence():
-    with pytest.raises(PipelineError, match="images"):
-        classification_metrics(PROBABILITIES[:0], LABELS[:0], NAMES)
+def test_an_empty_split_is_an_error():
+    dataset = SimpleNamespace(
+        name="digits", class_names=NAMES, image_shape=(8, 8, 1), digest="", test=SimpleNamespace(labels=LABELS[:0])
+    )
+    run = SimpleNamespace(card=SimpleNamespace(class_names=NAMES), check_dataset=lambda dataset: None)
+    with pytest.raises(PipelineError, match="test split"):
+        evaluate_run(run, dataset)
