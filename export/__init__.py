@@ -2,5 +2,3 @@
 
 Every exported model takes uint8 pixels and contains its normalisation and class names.
 """
-
-import pipeline  # noqa: F401  (first: it prints one line for Ctrl-C during the imports)

@@ -111,7 +111,7 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
         if manifest["engines"] == 0:
             raise PipelineError(
                 f"TF-TRT cannot convert any part of this network; unconverted: {', '.join(unconverted_ops(graph))} "
-                "(logs/tensorflow.log contains the reasons); use export.tflite instead.",
+                f"(reasons: {device.native_log() or 'above'}); use export.tflite instead.",
                 exit_code=1,
             )
         converter.build(input_fn=lambda: (batch(0, count) for count in batches))
@@ -122,7 +122,7 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
         finally:
             tempfile.tempdir = default
     if not list((target / "assets").glob("trt-serialized-engine.*")):
-        raise PipelineError("TensorRT built no engine; logs/tensorflow.log contains the reason.", exit_code=1)
+        raise PipelineError(f"TensorRT built no engine (reason: {device.native_log() or 'above'}).", exit_code=1)
     return manifest | {
         "precision": precision,
         "profile_batches": batches,

@@ -59,6 +59,15 @@ def test_tflite_infer_prints_a_table_and_nothing_else(workdir, digit_images, exp
     assert "inner [bold]/1.png" in output
 
 
+def test_prediction_creates_no_files_in_the_current_folder(exported_run, digit_images, tmp_path, monkeypatch):
+    monkeypatch.delenv("PIPELINE_LOG", raising=False)
+    Image.fromarray(digit_images[0][0]).save(tmp_path / "0.png")
+    (tmp_path / "empty").mkdir()
+    code, _, errors = run_command(tmp_path / "empty", "export.tflite_infer", "../0.png", "--run", exported_run.path)
+    assert (code, errors) == (0, "")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_json_with_unreadable_images(workdir, monkeypatch, capsys):
     (workdir / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     (workdir / "empty").mkdir()
