@@ -4,11 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -151,12 +147,3 @@ def test_notebook_is_committed_clean_and_thin(name):
         tree = ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines))
         defined = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
         assert not defined, "functions live in the packages"
-
-
-@pytest.mark.parametrize("module", ["pipeline.train", "pipeline", "export.tflite_infer", "benchmarks.train"])
-def test_ctrl_c_during_the_imports_prints_one_line(module, tmp_path):
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    answer = subprocess.run([sys.executable, "-m", module, "x"], env=environment, capture_output=True, text=True)
-    assert answer.returncode == -signal.SIGINT
-    assert "Ctrl-C" in answer.stderr and "\n" not in answer.stderr.strip()

@@ -1,1 +1,1 @@
-"""What every other package uses: device, settings, files, errors, the command line."""
+"""Device, settings, files, errors and the command line: what the other packages use."""

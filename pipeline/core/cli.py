@@ -1,110 +1,125 @@
-"""What every command shares: a `PipelineError` becomes one sentence on standard error and an exit code."""
+"""Functions that all commands share; `run` turns an error into one line on standard error and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import re
+import os
+import select
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-PIPED_WIDTH = 400  # columns: a program that reads a table wants each row in one line
+PIPED_WIDTH = 400  # columns: programs that read a table expect each row in one line
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave the process: its return value (None is 0), a `PipelineError`'s code, or 130 for Ctrl-C.
+    """Call `main` and exit with its return value (0 for None), or report its error.
 
-    A polite kill (SIGTERM) ends it like Ctrl-C. What the disk refuses and no part has a sentence of its own for is one
-    sentence all the same, and so is a lack of memory.
+    A `PipelineError` and an OSError print one line; ``PIPELINE_TRACEBACK=1`` adds the traceback with all causes. The
+    exit code is the one of the `PipelineError`, 1 for an OSError, 130 for Ctrl-C and SIGTERM. If the program that reads
+    standard output has ended (as ``head`` does), the exit code is 0 and nothing is printed.
     """
-    signal.signal(signal.SIGTERM, terminated)
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+    signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that are not text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with device.out_of_memory_sentence("take less at once, or close other programs"):
+        with device.explain_out_of_memory("use smaller data, or close other programs"):
             code = main() or 0
             sys.stdout.flush()
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+        code = _report(error, f"error: {error}", error.exit_code)
     except KeyboardInterrupt as stop:
-        print(f"\nstopped by {stopped_by(stop)}", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # the reader of a pipe (head, less) has gone: nothing is left to say
-        sys.stderr.close()
-        code = 0
+        code = _report(stop, f"\nstopped by {stopped_by(stop)}", 130)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
-        code = 1
-        with contextlib.suppress(OSError):
-            sys.stdout.close()  # what a full device still has to take would be refused once more
+        quiet = isinstance(error, BrokenPipeError) and _reader_has_ended()
+        code = 0 if quiet else _report(error, f"error: {error} (PIPELINE_TRACEBACK=1 shows where)", 1)
+        _discard_unwritten()
     sys.exit(code)
 
 
-def terminated(*_: Any) -> None:
-    """What a polite kill does: it ends like Ctrl-C."""
-    raise KeyboardInterrupt("a signal (SIGTERM)")
+def _report(error: BaseException, message: str, code: int) -> int:
+    if os.environ.get("PIPELINE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    print(message, file=sys.stderr)
+    return code
+
+
+def _reader_has_ended() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # a test or a notebook has replaced standard output
+        poll.register(sys.stdout, 0)  # errors are always reported
+    return bool(poll.poll(0))
+
+
+def _discard_unwritten() -> None:
+    """Close standard output if it cannot be written, so that Python does not report the same error again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+
+
+def _terminated(*_: Any) -> None:
+    """The handler of SIGTERM: end like Ctrl-C."""
+    raise KeyboardInterrupt("SIGTERM")
 
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[None]:
-    """Give back a KeyboardInterrupt that a C++ library has made an error of its own.
+    """Raise KeyboardInterrupt for one that TensorFlow has turned into a RuntimeError.
 
-    A signal that comes while TensorFlow waits is heard by the next line of Python; where that line belongs to the
-    exception that TensorFlow is just making, pybind11 makes a RuntimeError of both.
+    Python handles a signal at its next instruction; if pybind11 is building an exception then, it converts both into
+    one RuntimeError.
     """
     try:
         yield
     except RuntimeError as error:
-        heard = re.search(r"\bKeyboardInterrupt: (.+)", str(error))
-        if heard is None:
+        if "KeyboardInterrupt: " not in str(error):
             raise
-        said = [] if heard[1] == "<EMPTY MESSAGE>" else [heard[1]]  # pybind11's words
-        raise KeyboardInterrupt(*said) from None
+        raise KeyboardInterrupt(*(["SIGTERM"] if "KeyboardInterrupt: SIGTERM" in str(error) else [])) from error
 
 
 def stopped_by(stop: KeyboardInterrupt) -> str:
-    """What pressed Ctrl-C: the user, or the signal of `terminated`."""
+    """The cause of a KeyboardInterrupt: "Ctrl-C" or "SIGTERM"."""
     return stop.args[0] if stop.args else "Ctrl-C"
 
 
 def call(command: Sequence[str], **options: Any) -> int:
-    """Run a command and return its exit code; what stops this process stops the command first, politely.
+    """Run a command and return its exit code; if this process is stopped, the command is stopped first.
 
     Args:
+        command: The program and its arguments.
         options: As for `subprocess.Popen`.
     """
     with subprocess.Popen(command, **options) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt as asked:
-            if asked.args:  # a terminal's Ctrl-C it has heard itself
+        except KeyboardInterrupt as stop:
+            if stop.args:  # after Ctrl-C the terminal has sent the signal to the command, too
                 process.terminate()
             process.wait()
             raise
 
 
 def console() -> Any:
-    """A rich console on standard output that folds long cells on a terminal only."""
+    """A rich console on standard output; it wraps long cells only on a terminal."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def positive(text: str) -> int:
-    """The type of an argument that is a whole number from 1 on."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+    """The argparse type of an integer that is at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)

@@ -1,18 +1,17 @@
-"""The only module that knows whether there is a GPU.
+"""The only module that knows whether there is a GPU; ``PIPELINE_DEVICE=cpu`` makes it ignore one.
 
-Everything else asks it for the array module (`xp`), the dataframe module (`dataframe`) and TensorFlow (`tensorflow`),
-and moves arrays between them with `to_device`, `to_numpy` and `to_tensorflow`. Set ``PIPELINE_DEVICE=cpu`` to ignore
-a GPU that is there.
+The others get the array module (`xp`), the dataframe module (`dataframe`) and TensorFlow (`tensorflow`) from here, and
+move arrays between them with `to_device`, `to_numpy` and `to_tensorflow`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 import subprocess
@@ -23,13 +22,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.core import files
 from pipeline.core.errors import PipelineError
 
 NATIVE_LOG = "PIPELINE_LOG"
+# Standard input is empty unless Python crashes.
+_CRASH_REPORT = (
+    'trace=$(cat); [ -z "$trace" ] || printf "%s\n\nMessages from native code are in %s\n" "$trace" "$0" >&2'
+)
 
 
 def _wheel_folder(*parts: str) -> Path | None:
-    """The folder of NVIDIA's pip wheels (site-packages/nvidia/...), or None where they are not installed."""
+    """A folder of NVIDIA's pip wheels (site-packages/nvidia/...), or None if they are not installed."""
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(root).joinpath(*parts)
@@ -40,23 +44,22 @@ def _wheel_folder(*parts: str) -> Path | None:
 
 @functools.cache
 def prepare() -> None:
-    """Set what TensorFlow, XLA, Numba and CuPy read from the environment once, at their import.
+    """Set the environment variables that TensorFlow, XLA, Numba and CuPy read when they are imported.
 
-    Called by every function here that imports one of them; harmless without a GPU. Variables that are set already
-    are left as they are, except that XLA's flags are added to.
+    Variables that are already set are left unchanged, except that a flag is added to ``XLA_FLAGS``.
     """
     os.environ.setdefault("TF_GPU_ALLOCATOR", "cuda_malloc_async")  # one pool for TensorFlow, CuPy and RMM
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if gpu_requested():
-        # With CUDA from pip, nobody else tells XLA and Numba where the compiler is.
+        # XLA and Numba do not find the compiler in CUDA's pip wheels.
         nvcc = _wheel_folder("cuda_nvcc")
         if nvcc is not None:
             os.environ.setdefault("CUDA_HOME", str(nvcc))
             if "xla_gpu_cuda_data_dir" not in os.environ.get("XLA_FLAGS", ""):
                 flags = os.environ.get("XLA_FLAGS", "")
                 os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_cuda_data_dir={nvcc}".strip()
-        # And CuPy and cuDF find the libraries by name once they are loaded.
+        # CuPy and cuDF find these libraries by name once they are loaded.
         for package, pattern in (
             ("cuda_runtime", "libcudart.so.12"),
             ("cuda_nvrtc", "libnvrtc.so.12"),
@@ -97,16 +100,16 @@ def _driver_gpus() -> int:
 
 
 def gpu_count() -> int:
-    """How many NVIDIA GPUs this process may use (``CUDA_VISIBLE_DEVICES`` hides some); memory of none is touched."""
+    """The number of NVIDIA GPUs this process may use (see ``CUDA_VISIBLE_DEVICES``); allocates no GPU memory."""
     return _driver_gpus() if gpu_requested() else 0
 
 
 @functools.cache
 def has_gpu() -> bool:
-    """True where an NVIDIA GPU and CuPy are both usable; every array of the pipeline then lives on that GPU.
+    """Whether an NVIDIA GPU and CuPy are both usable; all arrays of the pipeline are then on that GPU.
 
     Raises:
-        PipelineError: There is a GPU but the GPU packages are missing and ``PIPELINE_DEVICE=gpu`` asks for them.
+        PipelineError: ``PIPELINE_DEVICE=gpu``, and there is no GPU or CuPy is not installed.
     """
     if not gpu_requested():
         return False
@@ -117,14 +120,22 @@ def has_gpu() -> bool:
         return False
     import cupy
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # CuPy calls this pool experimental
-        cupy.cuda.set_allocator(cupy.cuda.MemoryAsyncPool().malloc)
+    cupy.cuda.set_allocator(_default_pool().malloc)
     return cupy.cuda.runtime.getDeviceCount() > 0
 
 
+@functools.cache
+def _default_pool() -> Any:
+    """CuPy's interface to the device's default memory pool, which TensorFlow, CuPy and RMM share."""
+    import cupy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # CuPy calls this pool experimental
+        return cupy.cuda.MemoryAsyncPool()
+
+
 def xp() -> ModuleType:
-    """The array module: CuPy on a GPU, NumPy without."""
+    """The array module: CuPy on a GPU, otherwise NumPy."""
     if has_gpu():
         import cupy
 
@@ -136,11 +147,15 @@ def xp() -> ModuleType:
 
 @functools.cache
 def dataframe() -> ModuleType:
-    """The dataframe module: cuDF on a GPU where it is installed, pandas without."""
+    """The dataframe module: cuDF on a GPU if it is installed, otherwise pandas."""
     if has_gpu() and importlib.util.find_spec("cudf") is not None:
+        import cupy
         import rmm
+        from cuda.bindings import runtime
 
-        rmm.mr.set_current_device_resource(rmm.mr.CudaAsyncMemoryResource())
+        # `CudaAsyncMemoryResource` would create a second pool, whose unused memory the other libraries cannot use.
+        handle = runtime.cudaMemPool_t(cupy.cuda.runtime.deviceGetDefaultMemPool(cupy.cuda.runtime.getDevice()))
+        rmm.mr.set_current_device_resource(rmm.mr.CudaAsyncViewMemoryResource(handle))
         import cudf
 
         return cudf
@@ -151,22 +166,19 @@ def dataframe() -> ModuleType:
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """TensorFlow, imported with its start-up messages kept out of the terminal (see `native_log`).
-
-    On a GPU its memory grows as needed, so that CuPy, cuDF and Numba have room beside it.
-    """
+    """TensorFlow; its start-up messages go to a file (see `native_log`), and its GPU memory grows as needed."""
     prepare()
-    with_log = native_log()
+    log = native_log()
     import absl.logging
     import tensorflow as tf
 
     tf.get_logger().propagate = False
     tf.get_logger().handlers = []
     absl.logging.set_verbosity(absl.logging.ERROR)
-    if with_log is not None:
+    if log is not None:
         import logging
 
-        tf.get_logger().addHandler(logging.FileHandler(with_log, delay=True))
+        tf.get_logger().addHandler(logging.FileHandler(log, delay=True))
     if has_gpu():
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -177,40 +189,51 @@ def tensorflow() -> ModuleType:
 
 @functools.cache
 def native_log() -> Path | None:
-    """Send what native code (TensorFlow, XLA, CUDA, TensorRT) writes to standard error to a file; returns its path.
+    """Redirect what native code (TensorFlow, XLA, CUDA, TensorRT) writes to standard error to a file.
 
-    Python's own ``sys.stderr`` keeps going to the terminal, so progress bars and tracebacks stay visible. The file is
-    ``logs/tensorflow.log`` below the working directory, or where the environment variable ``PIPELINE_LOG`` says;
-    ``PIPELINE_LOG=-`` leaves everything in the terminal (the function then returns None), and so does a file that
-    cannot be written.
+    Python's ``sys.stderr`` stays on the terminal. If native code crashes, the terminal shows the Python traceback and
+    the path of the file. The environment variable ``PIPELINE_LOG`` names the file; the default is ``tensorflow.log`` in
+    the cache folder, and ``-`` turns the redirection off.
+
+    Returns:
+        The file, or None if nothing is redirected (``PIPELINE_LOG=-``, or the file cannot be written).
     """
-    target = os.environ.get(NATIVE_LOG, "logs/tensorflow.log")
+    target = os.environ.get(NATIVE_LOG)
     if target == "-":
         return None
-    path = Path(target).absolute()
     try:
+        path = Path(target or files.cache_folder() / "tensorflow.log").absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    except OSError:
-        return None
-    with contextlib.suppress(OSError):  # a full disk: whatever else has room goes on
         os.write(log, f"--- {' '.join(sys.argv)} (process {os.getpid()})\n".encode(errors="backslashreplace"))
-    try:
-        python_uses_stderr = sys.stderr is not None and sys.stderr.fileno() == 2
-    except (AttributeError, io.UnsupportedOperation, OSError, ValueError):
-        python_uses_stderr = False
-    if python_uses_stderr:
-        sys.stderr.flush()
-        terminal = os.dup(2)
-        sys.stderr = os.fdopen(terminal, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    except (OSError, PipelineError):
+        return None
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # notebooks and tests replace sys.stderr
+        if sys.stderr.fileno() == 2:
+            sys.stderr.flush()
+            encoding = sys.stderr.encoding
+            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=encoding, errors="backslashreplace")
+            faulthandler.enable(_crash_report(path))
     os.dup2(log, 2)
     os.close(log)
     os.environ[NATIVE_LOG] = str(path)  # child processes write to the same file
     return path
 
 
+def _crash_report(log: Path) -> Any:
+    """A pipe for faulthandler to a shell that prints what it receives, if anything, and then the path of the log.
+
+    A crashed process can only write prepared text, and faulthandler writes nothing but the traceback.
+    """
+    reporter = subprocess.Popen(
+        ["sh", "-c", _CRASH_REPORT, str(log)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sys.stderr, start_new_session=True,
+    )  # fmt: skip
+    return reporter.stdin
+
+
 def to_numpy(array: Any) -> Any:
-    """Copy `array` (CuPy, NumPy or a TensorFlow tensor) into host memory as a NumPy array; NumPy passes through."""
+    """Copy a CuPy array or a TensorFlow tensor into host memory; a NumPy array is returned unchanged."""
     import numpy
 
     if isinstance(array, numpy.ndarray):
@@ -221,60 +244,43 @@ def to_numpy(array: Any) -> Any:
 
 
 def to_device(array: Any) -> Any:
-    """Move `array` to where the pipeline's arrays live: a CuPy array on a GPU, a NumPy array without."""
+    """Move `array` to the device: a CuPy array on a GPU, otherwise a NumPy array."""
     return xp().asarray(array) if has_gpu() else to_numpy(array)
 
 
-def to_tensorflow(array: Any) -> Any:
-    """Hand a CuPy or NumPy array to TensorFlow: the same device memory by DLPack on a GPU, no copy over the bus.
+def to_tensorflow(array: Any, stream: Any = None) -> Any:
+    """Convert a NumPy or CuPy array to a tensor; on a GPU both share the same memory (DLPack).
 
-    DLPack hands over a pointer, not an order, so the array's stream is synchronised first. The array must be
-    C-contiguous, and must not be written to while the tensor is in use.
+    DLPack does not synchronise streams, so this function waits for the stream that wrote the array. The array must not
+    be written to while the tensor is in use.
+
+    Args:
+        array: C-contiguous, of any shape and dtype that TensorFlow supports.
+        stream: The `cupy.cuda.Stream` that wrote the array. The default is CuPy's current stream.
 
     Returns:
-        A `tf.Tensor` of the array's shape and dtype.
+        A `tf.Tensor` of the array's shape and dtype, on the same device.
 
     Raises:
         PipelineError: The array is not C-contiguous.
     """
     tf = tensorflow()
     if not array.flags.c_contiguous:
-        raise PipelineError(f"to_tensorflow got a non-contiguous array of shape {array.shape}; pass a contiguous copy.")
+        raise PipelineError(f"Expected a C-contiguous array, got one of shape {array.shape}; pass a contiguous copy.")
     if not hasattr(array, "__cuda_array_interface__"):
         return tf.convert_to_tensor(array)
-    import cupy
+    if stream is None:
+        import cupy
 
-    cupy.cuda.get_current_stream().synchronize()
+        stream = cupy.cuda.get_current_stream()
+    stream.synchronize()
     if array.size == 0:
         return tf.zeros(array.shape, array.dtype.name)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def from_tensorflow(tensor: Any) -> Any:
-    """The reverse of `to_tensorflow`: a CuPy array that shares a GPU tensor's memory, or a NumPy array."""
-    if not has_gpu() or "GPU" not in tensor.device:
-        return to_device(tensor.numpy())
-    import cupy
-
-    synchronize()  # the tensor may still be computed, on a stream of TensorFlow's own
-    return cupy.from_dlpack(_DLPack(tensorflow().experimental.dlpack.to_dlpack(tensor)))
-
-
-class _DLPack:
-    """A DLPack capsule with the protocol's two methods, as `cupy.from_dlpack` wants it."""
-
-    def __init__(self, capsule: Any):
-        self.capsule = capsule
-
-    def __dlpack__(self, stream: Any = None, **_: Any) -> Any:
-        return self.capsule
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)  # kDLCUDA, device 0
-
-
 def synchronize() -> None:
-    """Wait until the GPU has finished everything queued on it; nothing without a GPU."""
+    """Wait until the GPU has finished all queued work; does nothing without a GPU."""
     if has_gpu():
         import cupy
 
@@ -282,27 +288,27 @@ def synchronize() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_sentence(way_out: str) -> Iterator[None]:
-    """Turn any library's out-of-memory error inside the block into a `PipelineError` that ends with `way_out`."""
+def explain_out_of_memory(fix: str) -> Iterator[None]:
+    """Turn the out-of-memory error of any library into a `PipelineError` whose message ends with `fix`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # TensorFlow, CuPy, cuDF, Numba and NumPy have different classes for it
         names = {kind.__name__ for kind in type(error).__mro__}
         if (
             names & {"ResourceExhaustedError", "OutOfMemoryError", "MemoryError"}
             or "out of memory" in str(error).lower()
         ):
-            where = "GPU's" if has_gpu() else "machine's"
-            raise PipelineError(f"The {where} memory is not enough; {way_out}.", exit_code=1) from None
+            place = "GPU" if has_gpu() else "machine"
+            raise PipelineError(f"The {place} does not have enough memory; {fix}.", exit_code=1) from error
         raise
 
 
 def free_memory() -> int:
-    """Bytes free where the pipeline's arrays live: the GPU's memory, or the machine's."""
+    """Free memory in bytes: of the GPU, including the unused part of its memory pool, otherwise of the machine."""
     if has_gpu():
         import cupy
 
-        return cupy.cuda.runtime.memGetInfo()[0]
+        return cupy.cuda.runtime.memGetInfo()[0] + _default_pool().free_bytes()
     import psutil
 
     return psutil.virtual_memory().available
@@ -319,13 +325,18 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
+
+
+def _driver_version() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, IndexError):
+        return subprocess.run(query, capture_output=True, text=True).stdout.split()[0]
+    return None
 
 
 def describe() -> dict[str, Any]:
@@ -333,30 +344,21 @@ def describe() -> dict[str, Any]:
 
     Returns:
         A dictionary with ``device`` ("gpu" or "cpu"), ``gpu``, ``driver``, ``cpu``, ``cores``, ``python`` and
-        ``packages`` (name to version, installed ones only).
+        ``packages`` (versions of the installed packages by name).
     """
-    gpu = driver = None
+    gpu = None
     if has_gpu():
         import cupy
 
         gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-        try:
-            answer = subprocess.run(
-                ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-            )
-            driver = answer.stdout.split()[0] if answer.stdout else None
-        except OSError:
-            driver = None
     packages = {}
     for name in ("tensorflow", "keras", "numpy", "numba", "cudf-cu12", "cupy-cuda12x", "numba-cuda", "tensorrt"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "device": "gpu" if has_gpu() else "cpu",
         "gpu": gpu,
-        "driver": driver,
+        "driver": _driver_version() if gpu else None,
         "cpu": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -365,5 +367,5 @@ def describe() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """How many threads decode at once: one for each core this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -91,7 +91,7 @@ def load_dataset(
     return load_from_settings(DatasetSettings.parse(locals()))
 
 
-@device.out_of_memory_sentence(
+@device.explain_out_of_memory(
     "set a smaller image_size or fewer classes, or PIPELINE_DEVICE=cpu if the machine has more memory than its GPU"
 )
 def load_from_settings(settings: DatasetSettings, **replaced: Any) -> Dataset:

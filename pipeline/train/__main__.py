@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core import cli, config
+from pipeline.core import cli, config, device
 from pipeline.core.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def work(settings: Settings, overrides: list[str]) -> None:
     from pipeline.train.run_folder import LOGS
     from pipeline.train.train import train
 
+    os.environ.setdefault(device.NATIVE_LOG, str(LOGS / "tensorflow.log"))
     given = [override for override in overrides if override.partition("=")[0] not in OF_A_RESUMED_RUN]
     if settings.resume is not None and given:
         raise PipelineError(f"resume= continues with the run's own settings; leave out {', '.join(given)}.")

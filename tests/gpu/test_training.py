@@ -1,4 +1,4 @@
-"""The device and the training loop on a real GPU."""
+"""The training loop on a real GPU."""
 
 import numpy as np
 import pytest
@@ -14,22 +14,6 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def test_dlpack_shares_the_memory_both_ways():
-    import cupy
-
-    array = cupy.arange(12, dtype=cupy.float16).reshape(3, 4)
-    tensor = device.to_tensorflow(array)
-    assert "GPU" in tensor.device
-    back = device.from_tensorflow(tensor)
-    assert back.data.ptr == array.data.ptr
-    array[0, 0] = 42
-    assert float(back[0, 0]) == 42 and float(tensor[0, 0]) == 42
-
-
-def test_cudf_is_the_dataframe():
-    assert device.dataframe().__name__ == "cudf"
 
 
 def test_mixed_precision_is_chosen():
