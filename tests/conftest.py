@@ -1,4 +1,4 @@
-"""Fixtures every test shares: a private cache and log, the real data where it exists, and skips without a GPU."""
+"""Shared fixtures: a private cache and log, the real data if it exists, and skipped GPU tests without a GPU."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items):
     try:
         missing = any("gpu" in item.keywords for item in items) and not device.has_gpu()
-    except PipelineError as error:  # make test-gpu insists on one
+    except PipelineError as error:  # make test-gpu requires a GPU
         pytest.exit(str(error), returncode=error.exit_code)
     if missing:
         skip = pytest.mark.skip(reason="no NVIDIA GPU with CuPy on this machine")
@@ -33,8 +33,8 @@ def private_folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real data sets (cifar10/, tiny-imagenet/): PIPELINE_TEST_DATA, or ../shared/data."""
+    """The folder of the real datasets (cifar10/, tiny-imagenet/): PIPELINE_TEST_DATA, or ../shared/data."""
     folder = Path(os.environ.get("PIPELINE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}; set PIPELINE_TEST_DATA to a folder that holds cifar10/train.parquet")
+        pytest.skip(f"no real data in {folder}; set PIPELINE_TEST_DATA to a folder with cifar10/train.parquet")
     return folder
