@@ -110,7 +110,8 @@ def _hint(key: str) -> str:
     group, _, inside = key.partition(".")
     prefix, inside = (f"{group}.", inside.split(".")[0]) if inside and group in groups else ("", key)
     if prefix:
-        known = sorted({name for path in (FOLDER / group).glob("*.yaml") for name in OmegaConf.load(path)} - {"name"})
+        known = sorted({name for path in (FOLDER / group).glob("*.yaml") for name in OmegaConf.load(path)})
+        known = [name for name in known if name not in ("name", "defaults")]
         if inside in known:
             return f"this {group} does not have it; +{key}=… adds it."
     else:
