@@ -26,10 +26,9 @@ from pipeline.core import files
 from pipeline.core.errors import PipelineError
 
 NATIVE_LOG = "PIPELINE_LOG"
-# Standard input is empty unless Python crashes.
-_CRASH_REPORT = (
-    'trace=$(cat); [ -z "$trace" ] || printf "%s\n\nMessages from native code are in %s\n" "$trace" "$0" >&2'
-)
+# Prints what faulthandler writes to its standard input after a crash, without the list of modules, and then $0, the log.
+_CRASH_REPORT = """trace=$(grep -v '^Extension modules')
+[ -z "$trace" ] || printf '%s\n\nMessages from native code are in %s\n' "$trace" "$0" >&2"""
 
 
 def _wheel_folder(*parts: str) -> Path | None:
@@ -221,10 +220,7 @@ def native_log() -> Path | None:
 
 
 def _crash_report(log: Path) -> Any:
-    """A pipe for faulthandler to a shell that prints what it receives, if anything, and then the path of the log.
-
-    A crashed process can only write prepared text, and faulthandler writes nothing but the traceback.
-    """
+    """A pipe for faulthandler to a shell that runs `_CRASH_REPORT`, because a crashed process cannot run Python."""
     reporter = subprocess.Popen(
         ["sh", "-c", _CRASH_REPORT, str(log)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sys.stderr, start_new_session=True,
