@@ -1,1 +1,1 @@
-"""Commands that are a single file: `python -m pipeline.compare`, `pipeline.lab`, `pipeline.workers`."""
+"""Commands in one file: image-pipeline (console.py), and python -m pipeline.compare, pipeline.lab, pipeline.workers."""

@@ -1,47 +1,51 @@
-"""python -m pipeline.lab: JupyterLab on the notebooks, with kernels of this interpreter.
-
-What follows goes to JupyterLab: python -m pipeline.lab --port 8890 --no-browser
-"""
+"""Open the notebooks in JupyterLab: python -m pipeline.lab [JUPYTERLAB OPTION ...]"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.core import cli
-from pipeline.core.errors import PipelineError
 from pipeline.notebooks import chapters, execution
 
+HELP = """\
+usage: python -m pipeline.lab [-h] [--help-all] [JUPYTERLAB OPTION ...]
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the current folder, opened at the first notebook, until Ctrl-C.
+Open the notebooks in JupyterLab, with this interpreter as the kernel. The notebooks are those of the current folder or,
+if it has none, those of the project's checkout; runs/ and logs/ are written to the current folder. Ctrl-C ends it.
+
+options:
+  -h, --help    show this help message and exit
+  --help-all    show all options of JupyterLab and exit
+
+examples:
+  python -m pipeline.lab
+  python -m pipeline.lab --port 8890 --no-browser"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the notebooks, opened at the first one, until Ctrl-C.
 
     Args:
-        arguments: JupyterLab's own options; those of the process by default.
-
-    Raises:
-        PipelineError: JupyterLab is not installed, or there are no notebooks here.
+        arguments: Options of JupyterLab; those of the command line by default.
     """
-    try:
-        from jupyterlab.labapp import LabApp
-    except ModuleNotFoundError as error:
-        raise PipelineError(
-            f"{error.name} is not installed for {sys.executable}; run: make lab (or pip install -r requirements.txt)"
-        ) from None
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return
+    from jupyterlab.labapp import LabApp
+
     first = chapters.discover()[0].path
-    here = Path.cwd()
     options = [
-        f"--ServerApp.root_dir={here}",
-        f"--LabApp.default_url=/lab/tree/{first}",
+        f"--ServerApp.root_dir={first.parent.parent.absolute()}",
+        f"--LabApp.default_url=/lab/tree/{first.parent.name}/{first.name}",
         "--MultiKernelManager.default_kernel_name=python3",
     ]
-    if os.geteuid() == 0:  # in a container; Jupyter refuses it otherwise
+    if os.geteuid() == 0:  # in a container; Jupyter does not start otherwise
         options.append("--ServerApp.allow_root=True")
     with execution.private_kernels():
-        LabApp.launch_instance([*options, *(sys.argv[1:] if arguments is None else arguments)])
-    return 0
+        LabApp.launch_instance([*options, *arguments])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Runs the chapters in `notebooks/` with papermill and writes a report of them."""
+"""Run the notebooks in `notebooks/` with papermill, and write an HTML report of them."""

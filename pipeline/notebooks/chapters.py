@@ -1,26 +1,23 @@
-"""Run the chapters in `notebooks/` with papermill, and bind them into one HTML report.
+"""The notebooks in `notebooks/`, called chapters: find, select, and convert their parameters.
 
-    chapters = notebooks.discover()
-    with notebooks.private_kernels():
-        for chapter in chapters:
-            notebooks.execute(chapter, folder / chapter.name, parameters)
-    notebooks.write_report([folder / chapter.name for chapter in chapters], "report", Path("report.html"))
-
-Every kernel is the interpreter that runs this, whatever kernels the user has installed.
+for chapter in discover():
+    print(chapter.name, chapter.defaults)
 """
 
 from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, first_line
 
-NOTEBOOKS = Path("notebooks")
+FOLDER = Path("notebooks")
+CHECKOUT = Path(__file__).resolve().parents[2]  # the folder that contains the package
+PATTERN = "[0-9]*_*.ipynb"
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,9 @@ class Chapter:
     """One notebook.
 
     Attributes:
-        path: The notebook as it is committed, without outputs.
-        defaults: Its parameters' names and default values, from the cell tagged ``parameters``; a default that is no
-            literal (a call, say) is None.
+        path: The committed notebook, without outputs.
+        defaults: Names and default values of its parameters, from the cell tagged ``parameters``; a default that is
+            not a literal (a call, for example) is None.
     """
 
     path: Path
@@ -40,76 +37,76 @@ class Chapter:
     def name(self) -> str:
         return self.path.stem
 
+    def convert(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """The values of those parameters that this notebook has.
 
-def discover(folder: Path = NOTEBOOKS) -> list[Chapter]:
-    """The notebooks named ``[0-9]*_*.ipynb`` in `folder`, in the order of their names.
+        Raises:
+            PipelineError: A value has another type than the default.
+        """
+        return {name: convert(name, text, self.defaults[name]) for name, text in given.items() if name in self.defaults}
+
+
+def discover() -> list[Chapter]:
+    """The notebooks in the current folder's `notebooks`, or else in that of the checkout, in the order of their names.
 
     Raises:
         PipelineError: There are none, or one cannot be read.
     """
-    paths = sorted(folder.glob("[0-9]*_*.ipynb"))
-    if not paths:
-        raise PipelineError(f"There are no notebooks in {folder.absolute()}; run this in the repository's own folder.")
-    return [Chapter(path, _defaults(path)) for path in paths]
-
-
-def _defaults(path: Path) -> dict[str, Any]:
     import papermill
 
-    _quiet_papermill()
-    try:
-        inspected = papermill.inspect_notebook(path)
-    except Exception as error:  # nbformat, json and papermill each have their own for "this is no notebook"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise PipelineError(f"{path} is no readable notebook ({reason}).") from None
-    defaults = {}
-    for name, parameter in inspected.items():
-        try:
-            defaults[name] = ast.literal_eval(parameter["default"])
-        except (ValueError, SyntaxError):
-            defaults[name] = None
-    return defaults
-
-
-def _quiet_papermill() -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    folders = [FOLDER, CHECKOUT / FOLDER]
+    paths = next((found for folder in folders if (found := sorted(folder.glob(PATTERN)))), [])
+    if not paths:
+        raise PipelineError(f"There are no notebooks in {folders[0].absolute()} or {folders[1]}; clone the repository.")
+    chapters = []
+    for path in paths:
+        try:
+            parameters = papermill.inspect_notebook(path)
+        except Exception as error:  # nbformat, json and papermill each raise their own
+            raise PipelineError(f"The notebook {path} cannot be read ({first_line(error)}).") from error
+        chapters.append(Chapter(path, {name: _literal(value["default"]) for name, value in parameters.items()}))
+    return chapters
 
 
 def select(chapters: Sequence[Chapter], wanted: Sequence[str]) -> list[Chapter]:
-    """The chapters that `wanted` names (``03_train``, ``03`` or a file name), in the order of the book.
+    """The chapters named by `wanted` (``03_train``, ``03`` or a file name), in their order.
 
     Raises:
-        PipelineError: A name fits none or several; the sentence lists the known ones.
+        PipelineError: A name fits none or several; the message lists the known ones.
     """
     chosen = set()
     for name in wanted:
         stem = Path(name).name.removesuffix(".ipynb")
         fitting = [c.name for c in chapters if c.name == stem] or [c.name for c in chapters if c.name.startswith(stem)]
-        if not stem or len(fitting) != 1:
+        if len(fitting) != 1:
             known = ", ".join(c.name for c in chapters)
-            raise PipelineError(f"{name!r} is not the name of one notebook; there are: {known}.")
+            raise PipelineError(f"Expected the name of one notebook, got {name!r}; known notebooks: {known}.")
         chosen.add(fitting[0])
     return [c for c in chapters if c.name in chosen]
 
 
 def convert(name: str, text: str, default: Any) -> Any:
-    """Read a parameter from the command line as the type of its `default` (None: whatever the text looks like).
+    """A parameter of the command line as the type of its `default`; a default of None accepts any type.
 
     Raises:
         PipelineError: The text is not of that type.
     """
     if isinstance(default, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+    value = _literal(text, {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text))
     if isinstance(default, bool) and value in (0, 1):
         value = bool(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and type(value) is int:
         value = float(value)
     if default is not None and value is not None and type(value) is not type(default):
-        raise PipelineError(
-            f"The parameter {name} is of type {type(default).__name__}, not {text!r}; for example: -p {name} {default}"
-        )
+        kind = type(default).__name__
+        raise PipelineError(f"Expected a value of type {kind} for -p {name}, got {text!r}; for example: {default}")
     return value
+
+
+def _literal(text: str, otherwise: Any = None) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return otherwise

@@ -1,4 +1,4 @@
-"""`make lab`: JupyterLab opens the first chapter, with kernels of the project's interpreter."""
+"""`python -m pipeline.lab`: JupyterLab opens the first chapter, with this interpreter as the kernel."""
 
 import json
 import os
@@ -11,20 +11,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import pytest
-
 from pipeline.commands import lab
-from pipeline.core.errors import PipelineError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_kernel_is_this_interpreter_whatever_the_user_installed(tmp_path):
+def test_the_kernel_is_this_interpreter_also_outside_the_checkout(tmp_path):
     other = tmp_path / "data" / "kernels" / "python3"
     other.mkdir(parents=True)
     content = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
     (other / "kernel.json").write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -63,13 +59,14 @@ def test_the_kernel_is_this_interpreter_whatever_the_user_installed(tmp_path):
         specifications = json.loads(ask("/api/kernelspecs")[0])
         assert specifications["default"] == "python3"
         assert specifications["kernelspecs"]["python3"]["spec"]["argv"][0] == sys.executable
+        assert json.loads(ask("/api/contents/notebooks/01_data.ipynb?content=0")[0])["type"] == "notebook"
         assert ask("/")[1].split("?")[0].endswith("/lab/tree/notebooks/01_data.ipynb")
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(30)
 
 
-def test_outside_the_repository_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(PipelineError, match=tmp_path.name):
-        lab.main([])
+def test_the_help_is_short_and_names_the_options_of_jupyterlab(capsys):
+    lab.main(["--help"])
+    text = capsys.readouterr().out
+    assert "--help-all" in text and len(text.splitlines()) < 20

@@ -1,4 +1,4 @@
-"""`python -m pipeline` as its user meets it: order, parameters, failures, Ctrl-C, and the report."""
+"""`python -m pipeline`: order, parameters, failures, Ctrl-C, and the report."""
 
 import fcntl
 import json
@@ -17,9 +17,9 @@ from nbformat import v4
 
 from pipeline import __main__
 from pipeline.core.errors import PipelineError
-from pipeline.notebooks import chapters, report
+from pipeline.notebooks import batch, chapters, report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(name, parameters, *cells):
@@ -134,10 +134,10 @@ def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(fo
 def test_a_second_call_on_a_run_keeps_the_other_chapters_in_the_report(folder, capsys):
     write("01_first", "name = None", "print('first was here')")
     write("02_second", "run = None", "print('second was here')")
-    assert __main__.main(["--name", "mine"]) == 0
+    __main__.main(["--name", "mine"])
     report = folder / "runs" / "mine" / "report.html"
     (folder / "runs" / "mine" / "model.keras").touch()
-    assert __main__.main(["--name", "mine", "--notebooks", "02_second"]) == 0
+    __main__.main(["--name", "mine", "--notebooks", "02_second"])
     text = report.read_text(encoding="utf-8")
     assert "first was here" in text and "second was here" in text
     with pytest.raises(PipelineError, match="runs/mien"):
@@ -163,7 +163,7 @@ for file in ("model.keras", "export/model_int8.tflite"):
     (folder / file).write_text("x", encoding="utf-8")
 (folder / "export" / "export.json").write_text(json.dumps({{"model_int8.tflite": {row!r}}}), encoding="utf-8")""",
     )
-    assert __main__.main(["--name", "trained"]) == 0
+    __main__.main(["--name", "trained"])
     output = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     shown = next(line for line in output.splitlines() if "model_int8.tflite" in line)
     for value in ("2 KiB", "98.76%", "1.50 ms", "4,321"):
@@ -172,7 +172,7 @@ for file in ("model.keras", "export/model_int8.tflite"):
 
     # The later chapters again, on the run that is there; training into it again is refused.
     write("02_use", "run = None", "print(run)")
-    assert __main__.main(["--name", "trained", "--notebooks", "02_use"]) == 0
+    __main__.main(["--name", "trained", "--notebooks", "02_use"])
     assert printed("runs/trained/notebooks/02_use.ipynb") == ["runs/trained"]
     with pytest.raises(PipelineError, match="runs/trained"):
         __main__.main(["--name", "trained"])
@@ -200,7 +200,7 @@ def test_a_failing_cell_is_named_and_its_copy_kept(capsys):
     assert "01_good" in capsys.readouterr().out
     # The same name again, once the notebook is mended: a run that never finished is no obstacle.
     write("02_bad", "a = 1", "print('mended')")
-    assert __main__.main(["--name", "x", "--notebooks", "02", "03"]) == 0
+    __main__.main(["--name", "x", "--notebooks", "02", "03"])
     assert printed("runs/x/notebooks/02_bad.ipynb") == ["mended"]
 
 
@@ -237,7 +237,7 @@ def test_ctrl_c_stops_the_kernel_and_says_so(folder):
 
 
 def test_two_at_once_have_folders_of_their_own():
-    first, second = __main__._folder(None, trains=True), __main__._folder(None, trains=True)
+    first, second = batch._make_run_folder(None, trains=True), batch._make_run_folder(None, trains=True)
     assert first != second
     assert re.fullmatch(r"notebooks-\d{8}-\d{6}", first.name)
     write("01_a", "a = 1")
@@ -289,13 +289,20 @@ def test_what_the_training_would_refuse_is_said_before_anything_runs(folder, arg
     assert not (folder / "runs").exists()
 
 
-def test_no_notebooks_or_a_damaged_one_is_a_sentence(folder):
+def test_without_notebooks_or_with_a_damaged_one_is_an_error(folder, monkeypatch):
+    monkeypatch.setattr(chapters, "CHECKOUT", folder / "site-packages")
     with pytest.raises(PipelineError, match=folder.name):
         __main__.main([])
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "01_a.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(PipelineError, match=r"notebooks/01_a.ipynb"):
         __main__.main([])
+
+
+def test_the_notebooks_of_the_checkout_are_used_in_another_folder(folder):
+    (folder / "notebooks").mkdir()  # a folder of that name without chapters does not hide them
+    found = chapters.discover()
+    assert [chapter.path.parent for chapter in found] == [ROOT / "notebooks"] * len(found) and len(found) >= 6
 
 
 def test_runs_that_cannot_be_written_are_a_sentence(folder):
@@ -329,18 +336,6 @@ def test_parameters_take_the_type_of_their_default(text, default, value):
     converted = chapters.convert("p", text, default)
     assert converted == value
     assert type(converted) is type(value)
-
-
-def test_a_report_without_templates_says_so_and_keeps_the_notebooks(folder, monkeypatch):
-    import nbconvert
-
-    def without(*_, **__):
-        raise ValueError("No template sub-directory with name 'lab' found in the following paths:\n\t/nowhere")
-
-    monkeypatch.setattr(nbconvert, "HTMLExporter", without)
-    nbformat.write(v4.new_notebook(), folder / "01_a.ipynb")
-    with pytest.raises(PipelineError, match="nbconvert"):
-        report.write_report([folder / "01_a.ipynb"], "one", folder / "report.html")
 
 
 def test_two_chapters_with_the_same_cell_ids_make_one_valid_report(folder):

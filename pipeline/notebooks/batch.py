@@ -1,0 +1,134 @@
+"""Run notebooks in order: check the parameters, execute, write the report, show the exported models.
+
+run_notebooks({"dataset": "cifar10", "epochs": "5"}, name="first")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pipeline import runs
+from pipeline.core import cli, config, files
+from pipeline.core.errors import PipelineError
+from pipeline.evaluate import exports
+from pipeline.notebooks import chapters, execution, report
+from pipeline.notebooks.chapters import Chapter
+
+DATASET_SETTINGS = ("image_size", "channels", "max_rejected", "limit_per_class")
+SETTINGS = ("dataset", "model", "augment", "epochs", "batch_size", "seed")
+
+
+def run_notebooks(parameters: Mapping[str, str], name: str | None = None, only: Sequence[str] | None = None) -> None:
+    """Run the notebooks; the executed copies, ``report.html`` and the run itself are written to ``runs/NAME``.
+
+    Args:
+        parameters: Values for the notebooks' parameters, as text.
+        name: Name of the run; ``notebooks-DATE-TIME`` by default.
+        only: The notebooks to run, such as ``03_train``; all by default.
+
+    Raises:
+        PipelineError: A wrong parameter or name, or a notebook failed (exit code 1).
+        KeyboardInterrupt: Ctrl-C; the running kernel has been stopped.
+    """
+    import tqdm
+
+    known = chapters.discover()
+    selected = chapters.select(known, only) if only else known
+    given = dict(parameters)
+    _check_parameters(given, selected, known)
+    trains = any("name" in chapter.defaults for chapter in selected)
+    uses_run = any("run" in chapter.defaults for chapter in selected)
+    if name and uses_run and not trains and "run" not in given:
+        runs.find(runs.RUNS / config.plain_name(name))
+    folder = _make_run_folder(name or given.pop("name", None), trains)
+    if trains:
+        given["name"] = folder.name
+    if trains or (folder / "model.keras").is_file():
+        given.setdefault("run", str(folder))  # the notebooks after the training read this run
+
+    executed, page, started = folder / "notebooks", folder / "report.html", time.monotonic()
+    _make(executed)
+    busy = f"Another process is running notebooks in {folder}; choose another --name."
+    with files.locked(executed, busy), execution.private_kernels():
+        interactive = sys.stderr.isatty()
+        with tqdm.tqdm(selected, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
+            for chapter in bar:
+                output, before = executed / chapter.path.name, time.monotonic()
+                progress = {"desc": chapter.name, "position": 1, "leave": False} if interactive else None
+                try:
+                    execution.execute(chapter, output, chapter.convert(given), progress=progress)
+                except KeyboardInterrupt:
+                    bar.close()
+                    print(f"{chapter.path.name} was stopped; the executed copy is {output}.", file=sys.stderr)
+                    raise
+                tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
+                sys.stdout.flush()  # a pipe shows each line at once
+        copies = [executed / chapter.path.name for chapter in known]  # those of earlier calls, too
+        report.write_report([path for path in copies if path.is_file()], folder.name, page)
+    print(f"{'total':<14} {time.monotonic() - started:6.1f} s\n")
+    artifacts = _show_artifacts(given.get("run")) if trains or uses_run else []
+    print(" · ".join([f"executed notebooks: {executed}", f"report: {page}", *artifacts]))
+
+
+def _check_parameters(given: Mapping[str, str], selected: Sequence[Chapter], known: Sequence[Chapter]) -> None:
+    """Check names, types and values before the first notebook runs.
+
+    Raises:
+        PipelineError: No selected notebook has the parameter, or its value has the wrong type or is out of range.
+    """
+    values = {}
+    for name in given:
+        if name != "name" and not any(name in chapter.defaults for chapter in selected):
+            names = sorted({name for chapter in selected for name in chapter.defaults})
+            others = [chapter.name for chapter in known if name in chapter.defaults]
+            hint = f" ({', '.join(others)} has it, but is not selected)" if others else ""
+            raise PipelineError(f"No notebook has a parameter {name!r}{hint}; known parameters: {', '.join(names)}.")
+    for chapter in selected:
+        values |= chapter.convert(given)
+    settings = {name: values[name] for name in SETTINGS if name in values}
+    settings |= {f"dataset.{name}": values[name] for name in DATASET_SETTINGS if name in values}
+    if settings:
+        config.compose(config.overrides(**settings))
+
+
+def _make_run_folder(name: str | None, trains: bool) -> Path:
+    if name is None:
+        stamp = datetime.now().strftime("notebooks-%Y%m%d-%H%M%S")
+        for attempt in itertools.count(1):  # two calls in one second
+            folder = runs.RUNS / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+            with contextlib.suppress(FileExistsError):
+                _make(folder, exist_ok=False)
+                return folder
+    folder = runs.RUNS / config.plain_name(name)
+    if trains and folder.is_dir() and any(entry.name != "notebooks" for entry in folder.iterdir()):
+        raise PipelineError(f"The run {folder} exists; choose another --name, or remove that folder.")
+    _make(folder)
+    return folder
+
+
+def _make(folder: Path, exist_ok: bool = True) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if not exist_ok and folder.is_dir():
+            raise
+        raise files.disk_error(folder, error) from error
+
+
+def _show_artifacts(name: str | None) -> list[str]:
+    """Print the table of a run's exported models; returns where they are, or nothing if there are none."""
+    try:
+        run = runs.find(name)
+    except PipelineError:  # the selected notebooks need no finished run
+        return []
+    if not exports.recorded(run):
+        return []
+    cli.console().print(exports.table(run))
+    in_runs = run.path.parent == runs.RUNS.resolve()
+    return [f"exported models: {runs.RUNS / run.name / 'export' if in_runs else run.export_dir}"]
