@@ -26,7 +26,7 @@ from pipeline.core import files
 from pipeline.core.errors import PipelineError
 
 NATIVE_LOG = "PIPELINE_LOG"
-# Prints what faulthandler writes to its standard input after a crash, without the list of modules, and then $0, the log.
+# Prints what faulthandler writes after a crash, without the list of extension modules, and then $0, the log.
 _CRASH_REPORT = """trace=$(grep -v '^Extension modules')
 [ -z "$trace" ] || printf '%s\n\nMessages from native code are in %s\n' "$trace" "$0" >&2"""
 
