@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `python -m pipeline.compare`, `.lab` and `.workers` are files of pipeline/commands.
 __path__.append(str(Path(__file__).parent / "commands"))
