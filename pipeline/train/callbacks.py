@@ -24,6 +24,8 @@ from pipeline.train.run_folder import LOGS
 
 GALLERY_IMAGES = 8
 WANDB_SECONDS_TO_CONNECT = 60
+# By default wandb.init repeats a failed request for days before the timeout above starts to count.
+WANDB_RETRIES = {"x_graphql_retry_max": 3, "x_graphql_retry_wait_max_seconds": 8.0, "x_graphql_timeout_seconds": 20.0}
 
 
 def default_callbacks(loop: Loop, settings: Settings, dataset: Any, folder: Path) -> list[Any]:
@@ -149,7 +151,7 @@ def wandb_callback(folder: Path, settings: Settings) -> Any:
                     config=settings.plain(),
                     dir=str(folder),
                     reinit="finish_previous",
-                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS_TO_CONNECT),
+                    settings=wandb.Settings(silent=True, init_timeout=WANDB_SECONDS_TO_CONNECT, **WANDB_RETRIES),
                 )
             except Exception as error:  # wandb's errors have no common class
                 raise PipelineError(
