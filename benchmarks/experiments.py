@@ -17,7 +17,7 @@ import numpy
 from benchmarks import results
 from pipeline.core import cli, config, device
 from pipeline.data.load import load_from_settings
-from pipeline.evaluate.figures import training_curves
+from pipeline.evaluate.figures import save_figure, training_curves
 from pipeline.evaluate.run import predict_probabilities
 from pipeline.train import setup
 
@@ -88,7 +88,7 @@ def main() -> None:
         )
         command = results.running("benchmarks.experiments", without={*arguments.names} - {name})
         path = results.save(f"experiment-{name}", run, command)
-        training_curves([run], path.with_suffix(".png"))
+        save_figure(path.with_suffix(".png"), training_curves(run))
         print(f"written to {path}")
 
 

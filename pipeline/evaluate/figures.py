@@ -211,25 +211,23 @@ def comparison_figure(frame: Any) -> Figure:
     return figure
 
 
-def training_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """Write validation accuracy by epoch as PNG: top-1, and dashed top-5 for datasets with more than ten classes.
+def training_curves(result: dict[str, Any]) -> Figure:
+    """Validation accuracy by epoch: top-1, and dashed top-5 for a dataset with more than ten classes.
 
     Args:
-        results: One dictionary for each experiment with ``preset``, ``classes`` and ``history``.
-        path: The PNG file.
+        result: ``preset``, ``classes`` and ``history`` of an experiment.
     """
     figure = _figure(7, 4)
     axes = figure.subplots()
-    for result in results:
-        epochs = range(1, len(result["history"]) + 1)
-        accuracy, top5 = ([logs[key] for logs in result["history"]] for key in ("val_accuracy", "val_top5"))
-        line = axes.plot(epochs, accuracy, marker="o", markersize=3, label=f"{result['preset']}, top-1")[0]
-        if result["classes"] > TOP5_ABOVE_CLASSES:
-            axes.plot(epochs, top5, "--", color=line.get_color(), label=f"{result['preset']}, top-5")
+    epochs = range(1, len(result["history"]) + 1)
+    for key, style, label in (("val_accuracy", "o-", "top-1"), ("val_top5", "--", "top-5")):
+        if key == "val_accuracy" or result["classes"] > TOP5_ABOVE_CLASSES:
+            values = [logs[key] for logs in result["history"]]
+            axes.plot(epochs, values, style, color="C0", markersize=3, label=f"{result['preset']}, {label}")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
-    save_figure(path, figure)
+    return figure
 
 
 def save_figure(path: Path, figure: Figure) -> None:

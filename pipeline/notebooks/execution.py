@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.notebooks.chapters import Chapter
@@ -34,28 +35,17 @@ def private_kernels() -> Iterator[None]:
         specification = Path(temporary, "kernels", KERNEL, "kernel.json")
         specification.parent.mkdir(parents=True)
         specification.write_text(json.dumps(content), encoding="utf-8")
-        with _environment(
-            JUPYTER_PATH=os.pathsep.join(filter(None, [temporary, os.environ.get("JUPYTER_PATH")])),
-            JUPYTER_RUNTIME_DIR=str(Path(temporary, "runtime")),
-            IPYTHONDIR=str(Path(temporary, "ipython")),
-            PIPELINE_FOLDER=str(Path.cwd()),  # the first cell of each notebook changes into it
+        variables = {
+            "JUPYTER_PATH": os.pathsep.join(filter(None, [temporary, os.environ.get("JUPYTER_PATH")])),
+            "JUPYTER_RUNTIME_DIR": str(Path(temporary, "runtime")),
+            "IPYTHONDIR": str(Path(temporary, "ipython")),
+            "PIPELINE_FOLDER": str(Path.cwd()),  # the first cell of each notebook changes into it
             # tqdm recommends the widgets package, whose bars a report cannot show.
-            PYTHONWARNINGS=",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
-            PYDEVD_DISABLE_FILE_VALIDATION="1",  # the debugger's message about frozen modules
-        ):
+            "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's message about frozen modules
+        }
+        with mock.patch.dict(os.environ, variables):
             yield
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            del os.environ[name]
-        os.environ.update({name: before[name] for name in variables if name in before})
 
 
 def execute(

@@ -80,3 +80,11 @@ def test_class_names_in_any_script_make_no_warning(tmp_path):
         figures.save_figure(tmp_path / "confusion.png", figure)
         assert figures.figure_pixels(figure).std() > 0
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("classes", "labels"), [(10, ["p, top-1"]), (200, ["p, top-1", "p, top-5"])])
+def test_training_curves_show_top_5_only_for_many_classes(classes, labels):
+    history = [{"val_accuracy": 0.2, "val_top5": 0.5}, {"val_accuracy": 0.3, "val_top5": 0.6}]
+    (axes,) = figures.training_curves({"preset": "p", "classes": classes, "history": history}).axes
+    assert [line.get_label() for line in axes.lines] == labels
+    assert list(axes.lines[0].get_ydata()) == [0.2, 0.3]

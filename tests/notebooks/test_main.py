@@ -89,13 +89,13 @@ def test_notebooks_run_in_order_in_this_interpreter_with_their_own_parameters(fo
         "print(open('first').read())",
     )
     write("10_third", "run = 'runs/latest'\nlimit = None", "print(run, limit)")
-    picture = "from IPython.display import Image\nimport base64\nImage(base64.b64decode(%r), format='png')"
+    image_cell = "from IPython.display import Image\nimport base64\nImage(base64.b64decode(%r), format='png')"
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     write(
         "01_first",
         "data = 'digits'",
         "import sys, os\nprint(sys.executable, os.getcwd(), data)\n_ = open('first', 'w').write('was here')",
-        picture % pixel,
+        image_cell % pixel,
     )
     write("draft", "a = 1", "raise ValueError('not a chapter')")
     other = folder / "jupyter" / "kernels" / "python3"
@@ -198,13 +198,13 @@ def test_a_failing_cell_is_named_and_its_copy_kept(capsys):
     assert printed("runs/x/notebooks/02_bad.ipynb") == ["before"]
     assert not Path("runs/x/notebooks/03_after.ipynb").exists()
     assert "01_good" in capsys.readouterr().out
-    # The same name again, once the notebook is mended: a run that never finished is no obstacle.
+    # The same name again, once the notebook is fixed: an unfinished run does not block the name.
     write("02_bad", "a = 1", "print('mended')")
     __main__.main(["--name", "x", "--notebooks", "02", "03"])
     assert printed("runs/x/notebooks/02_bad.ipynb") == ["mended"]
 
 
-def test_a_killed_kernel_is_a_sentence():
+def test_a_killed_kernel_is_one_error():
     write("01_hungry", "a = 1", "print('before')", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(PipelineError, match="import os") as died:
         __main__.main(["--name", "x"])
@@ -264,7 +264,7 @@ def test_two_at_once_have_folders_of_their_own():
         (["-p", "name", ""], "name"),
     ],
 )
-def test_wrong_use_is_one_sentence_before_anything_runs(folder, arguments, word):
+def test_wrong_use_is_one_error_before_anything_runs(folder, arguments, word):
     write("01_a", "dataset = 'digits'\nshuffle = True")
     write("02_b", "name = None\nepochs = 5")
     with pytest.raises(PipelineError, match=word) as wrong:
@@ -305,7 +305,7 @@ def test_the_notebooks_of_the_checkout_are_used_in_another_folder(folder):
     assert [chapter.path.parent for chapter in found] == [ROOT / "notebooks"] * len(found) and len(found) >= 6
 
 
-def test_runs_that_cannot_be_written_are_a_sentence(folder):
+def test_runs_that_cannot_be_written_are_one_error(folder):
     write("01_a", "a = 1")
     (folder / "runs").write_text("a file", encoding="utf-8")
     with pytest.raises(PipelineError, match="runs"):

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*_*.ipynb"))
+pytestmark = pytest.mark.slow  # all notebooks run once
 
 
 @pytest.fixture(scope="module")
