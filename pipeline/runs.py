@@ -1,4 +1,4 @@
-"""Run folders: what a training saves, and how everything after it finds and reads them.
+"""Run folders: find a finished run, load its model and dataset, and read its settings and metrics.
 
 run = runs.find()                 # runs/latest
 run.load_model().predict(images)  # uint8 in, probabilities out
@@ -27,7 +27,7 @@ TRAIN_COMMAND = "python -m pipeline.train dataset=digits name=first"
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What a trained model is and what it was trained on; all that a prediction needs besides the weights.
+    """Description of a trained model; with the weights, it is all that a prediction needs.
 
     Attributes:
         name: The run's name.
@@ -40,7 +40,7 @@ class ModelCard:
         precision: The precision in which the network was trained.
         parameters: Number of weights.
         data_digest: Digest of the source data.
-        versions: Result of `device.describe` when the run was finished.
+        versions: Result of `device.describe()` at the end of the training.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ModelCard:
             raise PipelineError(message) from error
 
     def write(self, path: Path) -> None:
-        """Write the card as JSON."""
+        """Write the card as JSON; raises `DiskError` if that fails."""
         files.write_json(path, dataclasses.asdict(self))
 
 
@@ -81,7 +81,7 @@ class Run:
     """One finished run folder.
 
     Attributes:
-        path: The folder, resolved (not the link ``runs/latest``).
+        path: The absolute path of the folder (not the link ``runs/latest``).
     """
 
     path: Path
@@ -96,14 +96,14 @@ class Run:
 
     @property
     def export_dir(self) -> Path:
-        """The folder of exported artifacts; it exists once something was exported."""
+        """The folder of exported models; the first export creates it."""
         return self.path / "export"
 
     def make_export_dir(self) -> Path:
-        """`export_dir`, created if it does not exist.
+        """Create `export_dir` if it does not exist, and return it.
 
         Raises:
-            PipelineError: It cannot be created.
+            PipelineError: The folder cannot be created.
         """
         try:
             self.export_dir.mkdir(exist_ok=True)
@@ -113,6 +113,7 @@ class Run:
 
     @property
     def card(self) -> ModelCard:
+        """The content of `model_card.json`; raises `PipelineError` if it is missing or damaged."""
         return ModelCard.read(self.path / "model_card.json")
 
     @property
@@ -148,7 +149,10 @@ class Run:
         return figures
 
     def load_model(self) -> Any:
-        """The trained Keras model: uint8 [N, H, W, C] in, float32 probabilities [N, K] out.
+        """Load the trained Keras model.
+
+        Returns:
+            A `keras.Model` from uint8 images [N, H, W, C] to float32 probabilities [N, K].
 
         Raises:
             PipelineError: The file is missing or damaged.
@@ -158,13 +162,23 @@ class Run:
         return models.load(self.model_path)
 
     def load_dataset(self, **overrides: Any) -> Any:
-        """The `pipeline.data.dataset.Dataset` of the training; `overrides` replace its settings (`data_dir`, …)."""
+        """Load the dataset that the run was trained on.
+
+        Args:
+            overrides: Dataset settings to replace, such as `data_dir`; None keeps the setting.
+
+        Returns:
+            A `pipeline.data.dataset.Dataset`.
+
+        Raises:
+            PipelineError: As for `pipeline.data.load.load_dataset`.
+        """
         return load_from_settings(self.config.dataset, **overrides)
 
     def check_dataset(self, dataset: Any) -> None:
         """Check that a dataset has the classes and the image shape of the training.
 
-        If its images have changed since, a note on standard error says so: the splits then differ, and some of the test
+        If the images have changed since the training, this prints a note on standard error, because some of the test
         images may have been training images.
 
         Raises:
@@ -186,10 +200,13 @@ class Run:
 
 
 def find(run: str | os.PathLike[str] | None = None) -> Run:
-    """The finished run in a folder, by path or by name; the newest one (``runs/latest``) by default.
+    """Find a finished run.
+
+    Args:
+        run: The path or the name of the run; default: the newest run (``runs/latest``).
 
     Raises:
-        PipelineError: There is none; the message contains the command that makes one.
+        PipelineError: The run is missing or not finished; the message contains the command that trains or resumes it.
     """
     wanted = Path(run) if run is not None else LATEST
     candidates = [wanted, RUNS / wanted]
@@ -213,12 +230,12 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
 
 
 def names() -> list[str]:
-    """Names of the finished runs in ``runs/`` (SWEEP/JOB for the jobs of a multirun), oldest first."""
+    """Names of the finished runs in ``runs/`` (MULTIRUN/JOB for the jobs of a multirun), oldest first."""
     return [str(model.parent.relative_to(RUNS)) for model in _models(RUNS)]
 
 
 def below(folder: Path) -> list[Run]:
-    """The finished runs in a folder and in the folders of multiruns in it, oldest first."""
+    """The finished runs one or two levels below `folder`, oldest first."""
     return [Run(path) for path in dict.fromkeys(model.parent.resolve() for model in _models(folder))]
 
 
@@ -228,7 +245,11 @@ def _models(folder: Path) -> list[Path]:
 
 
 def set_latest(run: Path) -> None:
-    """Point ``runs/latest`` to `run`, atomically."""
+    """Point ``runs/latest`` to `run` atomically.
+
+    Raises:
+        PipelineError: ``runs/latest`` is not a link, or cannot be written.
+    """
     check_latest()
     link = RUNS / f".latest-{secrets.token_hex(4)}"
     try:

@@ -1,9 +1,9 @@
-"""Random changes and normalisation of uint8 images in one kernel launch.
+"""Augment and normalise uint8 images in one kernel launch.
 
     policy = augment.load_policy("standard")
     images = augment.apply(dataset.train.images, policy, dataset.mean, dataset.std, seed=0, epoch=3)
 
-`pixel` has the arithmetic, `kernels` (CPU) and `cuda_kernel` (GPU) the loops, `policy` the probabilities and ranges.
+`pixel` contains the arithmetic, `kernels` (CPU) and `cuda_kernel` (GPU) the loops, and `policy` the settings.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def apply(
     which takes a few seconds.
 
     Args:
-        images: uint8 [N, H, W, C] with 1 or 3 channels: CuPy on a GPU (NumPy is copied there), otherwise NumPy. Images
+        images: uint8 [N, H, W, C] with 1 or 3 channels: CuPy on a GPU (NumPy is copied to it), otherwise NumPy. Images
             that are not contiguous are copied.
-        policy: From `load_policy`, or an argument of it.
-        mean: C numbers, in units of pixel / 255.
-        std: C numbers above 0, same units.
+        policy: A `Policy`, or an argument of `load_policy`.
+        mean: C numbers, the mean of each channel in units of pixel / 255.
+        std: C numbers above 0, the standard deviation of each channel, same units.
         seed: From 0 to 2**32 - 1.
         epoch: From 0 to 2**32 - 1.
         indices: Integers [M], the images to use, in this order; default: all images. A CuPy array is not checked,

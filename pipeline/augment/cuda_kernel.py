@@ -1,7 +1,7 @@
 """The augmentation kernel for CUDA; imported only with a GPU or under Numba's CUDA simulator.
 
-The kernel is compiled for one set of operations, image shape and output type, so other operations cost nothing. Memory
-bandwidth limits its speed because:
+The kernel is compiled for one set of operations, image shape and output type, so disabled operations cost nothing.
+These choices make memory bandwidth the only limit of its speed:
 
 - A block processes a few images. It first copies their bytes to shared memory in order, eight bytes per read, so that
   flips, shifts and rotations only read shared memory. Larger images are read through the cache.
@@ -23,7 +23,7 @@ from numba import config, cuda, types
 
 from pipeline.augment import pixel as px
 
-# A small batch is not a mistake.
+# Small batches are supported.
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -93,7 +93,7 @@ def specialised(
     group = px.GROUP if packed else 1
     groups = height * width // group
     value_bytes = 2 if half else 4
-    # A thread processes several groups and computes shared values once. A warp never works on two images.
+    # A thread processes several groups and computes shared values once. A warp never processes two images.
     threads_per_image = min(LARGEST_BLOCK, -(-groups // (GROUPS_PER_THREAD * WARP)) * WARP)
     images_per_block = LARGEST_BLOCK // threads_per_image
     block = threads_per_image * images_per_block

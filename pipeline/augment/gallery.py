@@ -17,10 +17,13 @@ MARGIN = 2
 
 
 def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
-    """One policy for each operation, which always applies only this operation with a clearly visible effect.
+    """One policy per operation, which always applies this operation, and no other, with a visible effect.
 
     Args:
         height, width: Size of the images in pixels.
+
+    Returns:
+        Arguments of `augment.load_policy`, by operation.
     """
     side = min(height, width)
     parameters: dict[str, dict[str, Any]] = {
@@ -47,7 +50,7 @@ def draws(
         mean, std: Per channel, in units of pixel / 255.
 
     Returns:
-        uint8 [1 + count, H, W, C] in host memory: the image, then the results without the normalisation.
+        uint8 [1 + count, H, W, C] in host memory: the image, then the results with the normalisation undone.
     """
     copies = np.repeat(device.to_numpy(image)[None], 1 + count, axis=0)
     drawn = augment.apply(copies, policy, mean, std, seed=seed, epoch=0, indices=range(1, 1 + count))

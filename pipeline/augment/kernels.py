@@ -81,7 +81,7 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
 
 @functools.cache
 def _compiled() -> Any:
-    # Numba's cache on disk only detects changes of this file; the digest in the name adds changes of pixel.py.
+    # Numba's cache on disk only detects changes of this file; the digest in the name also detects those of pixel.py.
     name = f"augment_{px.SOURCE_DIGEST[:12]}"
     scope = {**globals(), "px": px.compiled(numba.njit)}
     return numba.njit(parallel=True, cache=True)(px.rebound(_cpu_kernel, scope, name))

@@ -97,8 +97,8 @@ def draw_parameters(operation, image, seed, epoch, settings, height, width, para
         operation: FLIP to CUTOUT.
         image: Index of the image in its split. With the seed and the epoch it determines the result.
         settings: float32 [operations, 3]: probability, low and high end of the operation's range.
-        parameters: float32; the results are written from position `start` on. If the operation is not applied, they
-            are values without effect.
+        parameters: float32; the results are written from position `start` on. If the operation is not applied, the
+            values have no effect.
     """
     coin, word_1, word_2, _ = philox(image, operation, np.uint32(0), PER_IMAGE, seed, epoch)
     applied = uniform(coin) < settings[operation, 0]

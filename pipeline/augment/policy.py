@@ -43,7 +43,7 @@ class Operation(BaseModel):
     probability: Fraction = 1.0
 
     def range(self) -> tuple[float, float]:
-        """Low and high end of the operation's random parameter, in the units of `pixel.draw_parameters`."""
+        """Lowest and highest value of the operation's random parameter, in the units of `pixel.draw_parameters`."""
         return 0.0, 0.0
 
 
@@ -104,7 +104,7 @@ class Noise(Operation):
 
 
 class SaltAndPepper(Operation):
-    """Make a fraction rate of the pixels white or black."""
+    """Set a fraction rate of the pixels to white or black."""
 
     rate: Range
 
@@ -163,7 +163,7 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 
 def read(name: str) -> dict[str, Any]:
-    """The file of a policy in `pipeline/conf/augment` as a mapping, including its `name`.
+    """Read a policy in `pipeline/conf/augment` as a mapping, including its `name`.
 
     Raises:
         PipelineError: The policy does not exist or its file cannot be parsed.
@@ -184,7 +184,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """Names of the policies in `pipeline/conf/augment`, those with the fewest operations first."""
+    """Names of the policies in `pipeline/conf/augment`, sorted by the number of operations."""
     return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (len(read(name)), name))
 
 

@@ -1,1 +1,1 @@
-"""Device, settings, files, errors and the command line: what the other packages use."""
+"""Modules that all other packages use: device, settings, files, errors and the command line."""

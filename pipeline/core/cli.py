@@ -16,15 +16,15 @@ from typing import Any
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-PIPED_WIDTH = 400  # columns: programs that read a table expect each row in one line
+PIPED_WIDTH = 400  # columns; programs that read a table expect one line per row
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its return value (0 for None), or report its error.
 
-    A `PipelineError` and an OSError print one line; ``PIPELINE_TRACEBACK=1`` adds the traceback with all causes. The
-    exit code is the one of the `PipelineError`, 1 for an OSError, 130 for Ctrl-C and SIGTERM. If the program that reads
-    standard output has ended (as ``head`` does), the exit code is 0 and nothing is printed.
+    A `PipelineError` or OSError is printed as one line; ``PIPELINE_TRACEBACK=1`` adds the traceback with all causes.
+    The exit code is that of the `PipelineError`, 1 for an OSError, and 130 for Ctrl-C and SIGTERM. If the program that
+    reads standard output has ended (as ``head`` does), the exit code is 0 and nothing is printed.
     """
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that are not text
@@ -53,10 +53,10 @@ def _report(error: BaseException, message: str, code: int) -> int:
 
 
 def _reader_has_ended() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Whether standard output is a pipe whose reader has ended."""
     poll = select.poll()
     with contextlib.suppress(OSError, ValueError):  # a test or a notebook has replaced standard output
-        poll.register(sys.stdout, 0)  # errors are always reported
+        poll.register(sys.stdout, 0)  # 0: only errors, such as a closed pipe
     return bool(poll.poll(0))
 
 
@@ -76,10 +76,9 @@ def _terminated(*_: Any) -> None:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt for one that TensorFlow has turned into a RuntimeError.
+    """Raise a KeyboardInterrupt that TensorFlow has turned into a RuntimeError.
 
-    Python handles a signal at its next instruction; if pybind11 is building an exception then, it converts both into
-    one RuntimeError.
+    If the signal arrives while pybind11 builds an exception, pybind11 converts both into one RuntimeError.
     """
     try:
         yield
@@ -95,7 +94,7 @@ def stopped_by(stop: KeyboardInterrupt) -> str:
 
 
 def call(command: Sequence[str], **options: Any) -> int:
-    """Run a command and return its exit code; if this process is stopped, the command is stopped first.
+    """Run a command and return its exit code; if this process is stopped, stop the command first.
 
     Args:
         command: The program and its arguments.
@@ -105,7 +104,7 @@ def call(command: Sequence[str], **options: Any) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt as stop:
-            if stop.args:  # after Ctrl-C the terminal has sent the signal to the command, too
+            if stop.args:  # SIGTERM; on Ctrl-C, the terminal has signalled the command, too
                 process.terminate()
             process.wait()
             raise
@@ -119,7 +118,7 @@ def console() -> Any:
 
 
 def positive(text: str) -> int:
-    """The argparse type of an integer that is at least 1."""
+    """Parse an integer of at least 1 (an argparse type)."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)

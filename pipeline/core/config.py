@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent.parent / "conf"
 
-TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir")  # settings taken as they are typed
+TEXTS = ("name", "resume", "data_dir", "dataset.data_dir", "dataset.cache_dir")  # settings that Hydra must not parse
 FORMER_NAMES = {"model.alpha": "model.negative_slope"}
 
 
 def compose(overrides: Sequence[str] = ()) -> Settings:
-    """The validated settings for these overrides.
+    """Compose and validate the settings.
 
     Args:
         overrides: As on the command line: ``["dataset=cifar10", "epochs=5"]``.
 
     Raises:
-        PipelineError: An unknown name (the message lists the known ones) or a value out of range.
+        PipelineError: A name is unknown, or a value is invalid.
     """
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
@@ -47,13 +47,16 @@ def compose(overrides: Sequence[str] = ()) -> Settings:
 
 
 def sweep(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """The jobs of a multirun: one for each combination of the values that overrides list, as in ``seed=1,2``.
+    """Expand a multirun into one job for each combination of values.
+
+    Args:
+        overrides: As on the command line; ``seed=1,2`` lists two values.
 
     Returns:
-        The overrides of each job by its name, which consists of the overrides that differ between the jobs.
+        The overrides of each job, by job name. The name consists of the overrides that differ between the jobs.
 
     Raises:
-        PipelineError: An override that Hydra cannot read.
+        PipelineError: Hydra cannot parse an override.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -78,9 +81,9 @@ def overrides(**values: Any) -> list[str]:
 
 
 def literal(override: str) -> str:
-    """The override for Hydra: a former name is replaced, and the value of one of `TEXTS` is quoted.
+    """Rewrite an override for Hydra: replace a former name, and quote the value of a setting in `TEXTS`.
 
-    Hydra's grammar would otherwise reject ``data_dir=Photos (2024)`` and every letter outside ASCII.
+    Without quotes, Hydra's grammar rejects ``data_dir=Photos (2024)`` and all non-ASCII letters.
     """
     key, separator, value = override.partition("=")
     if key in FORMER_NAMES:
@@ -92,10 +95,10 @@ def literal(override: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """`name`, if it can be a run's folder.
+    """Check that `name` can be the name of a run folder, and return it.
 
     Raises:
-        PipelineError: It cannot.
+        PipelineError: The name is empty or ``latest``, contains ``/``, or begins with ``.`` or ``-``.
     """
     if name in ("", "latest") or "/" in name or name.startswith((".", "-")):
         raise PipelineError(f"{name!r} cannot be the name of a run; use letters, digits, '-' and '_'.")
@@ -103,7 +106,7 @@ def plain_name(name: str) -> str:
 
 
 def _hint(key: str) -> str:
-    """What may have been meant by a setting that does not exist."""
+    """A suggestion for a setting that does not exist."""
     from omegaconf import OmegaConf
 
     groups = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
@@ -113,7 +116,7 @@ def _hint(key: str) -> str:
         known = sorted({name for path in (FOLDER / group).glob("*.yaml") for name in OmegaConf.load(path)})
         known = [name for name in known if name not in ("name", "defaults")]
         if inside in known:
-            return f"this {group} does not have it; +{key}=… adds it."
+            return f"this {group} does not have it; add it with +{key}=…"
     else:
         known = sorted({*OmegaConf.load(FOLDER / "config.yaml"), *groups} - {"defaults"})
     near = difflib.get_close_matches(inside, known, n=1)
@@ -122,7 +125,7 @@ def _hint(key: str) -> str:
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra with the folder `conf`; its exceptions and OmegaConf's become a `PipelineError`."""
+    """Initialize Hydra with the folder `conf`, and convert errors of Hydra and OmegaConf to `PipelineError`."""
     from hydra import initialize_config_dir
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
@@ -140,13 +143,13 @@ def _hydra() -> Iterator[None]:
         elif unknown is not None:
             message = f"There is no setting {unknown[1]!r}; {_hint(unknown[1])}"
         elif "Config group override must be a string" in text:
-            message = "A group (dataset, model, augment, optimizer, experiment) takes a name."
+            message = "dataset, model, augment, optimizer and experiment must be names, as in model=cnn."
         elif not isinstance(error, HydraException | OmegaConfBaseException):
             raise
         elif text.startswith("Ambiguous value for argument"):
             message = (
                 f"{text.splitlines()[0].split(chr(39))[1]} contains a comma; add --multirun to try each of the values, "
-                "or quote the value twice to use it as it is."
+                "or quote the value twice to use it as one value."
             )
         elif text.startswith("LexerNoViableAltException: "):
             message = f'{given} contains letters that need quotes, as in \'dataset.classes=["chat","дом"]\'.'

@@ -1,7 +1,7 @@
-"""The only module that knows whether there is a GPU; ``PIPELINE_DEVICE=cpu`` makes it ignore one.
+"""The only module that detects the GPU; ``PIPELINE_DEVICE=cpu`` makes it ignore the GPU.
 
-The others get the array module (`xp`), the dataframe module (`dataframe`) and TensorFlow (`tensorflow`) from here, and
-move arrays between them with `to_device`, `to_numpy` and `to_tensorflow`.
+Other modules get the array module (`xp`), the dataframe module (`dataframe`) and TensorFlow (`tensorflow`) from here,
+and move arrays between them with `to_device`, `to_numpy` and `to_tensorflow`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.core import files
 from pipeline.core.errors import PipelineError
 
 NATIVE_LOG = "PIPELINE_LOG"
-# Prints what faulthandler writes after a crash, without the list of extension modules, and then $0, the log.
+# Prints faulthandler's traceback without its list of extension modules, then the path of the log ($0).
 _CRASH_REPORT = """trace=$(grep -v '^Extension modules')
 [ -z "$trace" ] || printf '%s\n\nMessages from native code are in %s\n' "$trace" "$0" >&2"""
 
@@ -45,7 +45,8 @@ def _wheel_folder(*parts: str) -> Path | None:
 def prepare() -> None:
     """Set the environment variables that TensorFlow, XLA, Numba and CuPy read when they are imported.
 
-    Variables that are already set are left unchanged, except that a flag is added to ``XLA_FLAGS``.
+    Variables that are already set are not changed, except that a flag is added to ``XLA_FLAGS``, and that
+    ``CUDA_VISIBLE_DEVICES`` is emptied without a GPU.
     """
     os.environ.setdefault("TF_GPU_ALLOCATOR", "cuda_malloc_async")  # one pool for TensorFlow, CuPy and RMM
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -74,7 +75,11 @@ def prepare() -> None:
 
 
 def gpu_requested() -> bool:
-    """Whether the environment allows a GPU: ``PIPELINE_DEVICE`` is not ``cpu`` and this process sees a GPU."""
+    """Whether the environment allows a GPU: ``PIPELINE_DEVICE`` is not ``cpu`` and this process sees a GPU.
+
+    Raises:
+        PipelineError: ``PIPELINE_DEVICE`` is not auto, cpu or gpu, or it is gpu and there is no GPU.
+    """
     choice = os.environ.get("PIPELINE_DEVICE", "auto")
     if choice not in ("auto", "cpu", "gpu"):
         raise PipelineError(f"PIPELINE_DEVICE is {choice!r}; set it to auto, cpu or gpu.")
@@ -108,7 +113,7 @@ def has_gpu() -> bool:
     """Whether an NVIDIA GPU and CuPy are both usable; all arrays of the pipeline are then on that GPU.
 
     Raises:
-        PipelineError: ``PIPELINE_DEVICE=gpu``, and there is no GPU or CuPy is not installed.
+        PipelineError: As for `gpu_requested`, or ``PIPELINE_DEVICE=gpu`` and CuPy is not installed.
     """
     if not gpu_requested():
         return False
@@ -188,7 +193,7 @@ def tensorflow() -> ModuleType:
 
 @functools.cache
 def native_log() -> Path | None:
-    """Redirect what native code (TensorFlow, XLA, CUDA, TensorRT) writes to standard error to a file.
+    """Redirect the standard error of native code (TensorFlow, XLA, CUDA, TensorRT) to a file.
 
     Python's ``sys.stderr`` stays on the terminal. If native code crashes, the terminal shows the Python traceback and
     the path of the file. The environment variable ``PIPELINE_LOG`` names the file; the default is ``tensorflow.log`` in
@@ -220,7 +225,7 @@ def native_log() -> Path | None:
 
 
 def _crash_report(log: Path) -> Any:
-    """A pipe for faulthandler to a shell that runs `_CRASH_REPORT`, because a crashed process cannot run Python."""
+    """A pipe for faulthandler to a shell that runs `_CRASH_REPORT`; a crashed process cannot run Python."""
     reporter = subprocess.Popen(
         ["sh", "-c", _CRASH_REPORT, str(log)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sys.stderr, start_new_session=True,
@@ -300,7 +305,7 @@ def explain_out_of_memory(fix: str) -> Iterator[None]:
 
 
 def free_memory() -> int:
-    """Free memory in bytes: of the GPU, including the unused part of its memory pool, otherwise of the machine."""
+    """Free memory of the GPU (with the unused part of its memory pool), otherwise of the machine, in bytes."""
     if has_gpu():
         import cupy
 
@@ -336,7 +341,7 @@ def _driver_version() -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions, as every result file records them.
+    """Describe the machine and the installed versions, for result files.
 
     Returns:
         A dictionary with ``device`` ("gpu" or "cpu"), ``gpu``, ``driver``, ``cpu``, ``cores``, ``python`` and

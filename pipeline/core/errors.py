@@ -19,7 +19,7 @@ class PipelineError(Exception):
 
     Args:
         message: One sentence with the value received and the fix.
-        exit_code: 2 for wrong use or a missing part, 1 if part of the work failed, 130 after Ctrl-C or SIGTERM.
+        exit_code: 2 for wrong use or a missing package, 1 if part of the work failed, 130 after Ctrl-C or SIGTERM.
     """
 
     def __init__(self, message: str, exit_code: int = 2):

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError
 
-# Raised when a member of a zip archive is read and the archive is damaged, encrypted or compressed in an unknown way.
+# Errors of reading a member of a zip archive that is damaged, encrypted or compressed with an unknown method.
 DAMAGED_ZIP = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
@@ -34,7 +34,7 @@ class DiskError(PipelineError):
 
 
 def disk_error(path: Path, error: BaseException, *, cache: bool = False) -> DiskError:
-    """The error for a failed write to `path`.
+    """Return the error to raise after a failed write to `path`.
 
     Args:
         cache: Whether `path` is in the cache folder; the message then names PIPELINE_CACHE.
@@ -50,7 +50,7 @@ def is_full(error: BaseException) -> bool:
     """Whether an error of the operating system or of a library is caused by a full disk."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # TensorFlow's writers raise their own exceptions; only the text tells a full disk from a bug.
+    # TensorFlow's writers raise their own exceptions; only their text tells that the disk is full.
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -114,11 +114,11 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Lock `folder` between processes for the block; the kernel releases the lock of a process that dies.
+    """Lock `folder` against other processes inside the block; the kernel releases the lock of a process that dies.
 
     Args:
         folder: An existing folder; the lock is the file ``.lock`` in it.
-        busy: The error message if another process has the lock. Without it, wait for that process.
+        busy: The error message if another process has the lock; None waits for that process.
 
     Raises:
         PipelineError: Another process has the lock, and `busy` is given.
@@ -137,7 +137,7 @@ def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def _rename(temporary: Path, path: Path, cache: bool) -> None:
-    """Rename `temporary` to `path`; a folder cannot be renamed onto a full one, so the old one is renamed first."""
+    """Rename `temporary` to `path`; an old folder is renamed first, because a rename cannot replace it."""
     if not temporary.is_dir():
         temporary.replace(path)
         return
@@ -150,7 +150,7 @@ def _rename(temporary: Path, path: Path, cache: bool) -> None:
 
 
 def _previous(temporary: Path) -> Path:
-    """Where the folder that `temporary` replaces stays until the new one has its name."""
+    """The name of the old folder while `temporary` replaces it."""
     return temporary.with_name(temporary.name.replace(".tmp-", ".old-", 1))
 
 
@@ -175,7 +175,7 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     """`folder`, else ``$PIPELINE_CACHE``, else ``gpu-image-pipeline`` in the user's cache folder; created if missing.
 
     Raises:
-        DiskError: It cannot be created.
+        DiskError: The folder cannot be created.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(folder or os.environ.get("PIPELINE_CACHE") or Path(home) / "gpu-image-pipeline").expanduser()

@@ -51,7 +51,7 @@ class _Model(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], prefix: str = "") -> Self:
-        """The settings with these values.
+        """Validate values and return the settings.
 
         Args:
             values: The settings by name, as plain Python objects.
@@ -66,12 +66,12 @@ class _Model(BaseModel):
             raise settings_error(error, prefix) from error
 
     def plain(self) -> dict[str, Any]:
-        """The settings that were given, as dictionaries and lists for a file."""
+        """The settings that were set explicitly, as dictionaries and lists that can be written to a file."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class DatasetSettings(_Model):
-    """What `pipeline.data.load.load_dataset` takes; its docstring describes each setting."""
+    """The arguments of `pipeline.data.load.load_dataset`, whose docstring describes them."""
 
     name: str = "digits"
     data_dir: PathText = None
@@ -89,7 +89,7 @@ class DatasetSettings(_Model):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width in pixels, or None where the images keep their size."""
+        """Height and width in pixels, or None if the images keep their size."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
 
@@ -106,7 +106,7 @@ class OptimizerSettings(_Model):
 
 
 class ModelSettings(_Model):
-    """The name of a network in `pipeline.models`, and its options, which the network checks."""
+    """The name of a network in `pipeline.models` and its options; the network checks the options."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -119,7 +119,7 @@ class ModelSettings(_Model):
 
 
 class Settings(_Model):
-    """All settings of a training, as in `pipeline/conf/config.yaml`, which describes each of them."""
+    """All settings of a training; `pipeline/conf/config.yaml` describes each of them."""
 
     dataset: DatasetSettings
     optimizer: OptimizerSettings
@@ -144,7 +144,7 @@ class Settings(_Model):
 
 
 def settings_error(error: ValidationError, prefix: str = "") -> PipelineError:
-    """The first problem of a validation as one sentence: the setting, what is expected and the value received.
+    """Convert the first problem of a validation to a `PipelineError` that names the setting and both values.
 
     Args:
         prefix: Name of the group that was validated, such as ``dataset``.

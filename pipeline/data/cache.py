@@ -1,8 +1,8 @@
 """The Parquet cache of decoded images.
 
-One file contains one dataset: `pixels` list<uint8> (H·W·C values), `label` int32 and `source` string, split by split,
-in row groups of 8 MiB of pixels, compressed with zstd. The file's metadata contains a `Header`. On a GPU, cuDF decodes
-the file in device memory and CuPy views the result; otherwise pyarrow and NumPy do.
+A file contains one dataset, with the columns `pixels` (list<uint8>, H·W·C values), `label` (int32) and `source`
+(string). Rows are ordered by split, in row groups of 8 MiB of pixels, compressed with zstd. The metadata contains a
+`Header`. On a GPU, cuDF decodes the file in device memory and CuPy views the result; otherwise pyarrow decodes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.core.files import atomic_write
 from pipeline.data.dataset import Rejected, Split
 
 FORMAT = 2
-ROW_GROUP_BYTES = 8 * 2**20  # small enough that two cores share the work of decoding
+ROW_GROUP_BYTES = 8 * 2**20  # small enough to decode a dataset on several cores
 LIST_LIMIT = 2**31 - 1  # cuDF counts a list column's values in 32 bits
 _METADATA = b"pipeline"
 # Not nullable, so that Parquet stores one bit of structure per pixel instead of two.
@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some decoded images of one split, in host memory, to be written to the cache.
+    """Decoded images of one split, in host memory, to write to the cache.
 
     Attributes:
         split: "train", "validation" or "test".
@@ -69,7 +69,7 @@ class Header:
         image_shape: (H, W, C).
         row_groups: The split of each row group.
         rows: Number of rows of each row group.
-        checksums: Sum over the pixels and labels of each split.
+        checksums: Result of `checksum` for each split.
         content: Digest of class names, splits, pixels and labels in their order; the same for a copy of the data.
         rejected: The images that were left out.
     """
@@ -86,7 +86,7 @@ class Header:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Header:
-        """The header that `json.dumps(dataclasses.asdict(header))` wrote."""
+        """Parse a header that was written with `json.dumps(dataclasses.asdict(header))`."""
         fields = json.loads(text)
         fields["image_shape"] = tuple(fields["image_shape"])
         fields["rejected"] = [Rejected(**item) for item in fields["rejected"]]
@@ -96,11 +96,11 @@ class Header:
 def write(
     path: Path, batches: Iterable[Batch], *, digest: str, class_names: list[str], rejected: list[Rejected]
 ) -> None:
-    """Write a cache file; it appears complete or not at all.
+    """Write a cache file atomically.
 
     Args:
         path: The file.
-        batches: The images, split by split, none empty, all of one shape.
+        batches: The images, ordered by split; no batch is empty, and all images have the same shape.
         digest: Digest of the source data and of the decoder.
         class_names: The names of labels 0 to K - 1.
         rejected: The images that were left out; read after the last batch, so the generator of `batches` may add to it.
@@ -178,7 +178,7 @@ def checksum(images: Any, labels: Any) -> int:
 
 
 def read_header(path: Path) -> Header | None:
-    """The metadata of a cache file; None if the file is missing, damaged or of another format."""
+    """The metadata of a cache file; None if the file is missing, damaged or in another format."""
     try:
         header = Header.from_json(pq.read_metadata(path).metadata[_METADATA])
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
@@ -231,7 +231,7 @@ def _read_splits(path: Path, header: Header, read_split: Callable[..., tuple]) -
             parts[name] = read_split(path, header, groups)
             if checksum(*parts[name][:2]) != expected:
                 return None
-    except MemoryError:  # pyarrow's is an ArrowException too
+    except MemoryError:  # pyarrow's MemoryError is also an ArrowException
         raise
     except (pa.ArrowException, OSError, ValueError):
         return None
@@ -287,6 +287,6 @@ def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> tuple[n
             raise ValueError("a row group contains fewer pixels than the header declares")
         return table.column("source")
 
-    with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow decodes one column on one core
+    with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow uses one core per column
         sources = [chunk for column in pool.map(read_group, range(len(groups))) for chunk in column.chunks]
     return images, labels, pa.chunked_array(sources, pa.string())

@@ -44,7 +44,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dataset:
-    """A dataset in the memory in which the pipeline computes.
+    """A dataset in GPU memory, or in host memory if there is no GPU.
 
     Attributes:
         name: One of `pipeline.data.load.dataset_names()`.

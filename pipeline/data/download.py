@@ -17,7 +17,7 @@ _ATTEMPTS = 3
 
 
 def download(address: str, path: Path, digest: str, *, progress: bool = True) -> Path:
-    """Download a file unless it exists, and verify it; it appears at `path` complete or not at all.
+    """Download a file unless it exists, and verify its digest. The file is written atomically.
 
     Args:
         address: URL.
@@ -34,7 +34,7 @@ def download(address: str, path: Path, digest: str, *, progress: bool = True) ->
     if path.exists():
         check_digest(path, digest)
         return path
-    import requests  # both are slow to import and needed for the first load only
+    import requests  # slow imports that only a download needs
     from pooch import HTTPDownloader
     from tqdm import tqdm
 
@@ -63,7 +63,7 @@ def check_digest(path: Path, digest: str, *, name: str | None = None) -> None:
     Args:
         path: The file.
         digest: The published digest.
-        name: What the error message calls the file; its path by default.
+        name: Name of the file in the error message; default: its path.
 
     Raises:
         PipelineError: The digest differs: the file is incomplete, damaged or another file.

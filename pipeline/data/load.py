@@ -31,7 +31,7 @@ from pipeline.data.images import decoder_version
 from pipeline.data.source import Source, check_contents, decode
 
 _SOURCES = ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder")
-_TEST_SEED = 0  # not the user's seed: otherwise one run would train on another run's test images
+_TEST_SEED = 0  # fixed, so that no run trains on another run's test images
 _log = logging.getLogger(__name__)
 
 
@@ -67,8 +67,8 @@ def load_dataset(
         class_names: The names of labels 0 to K - 1, for `parquet` files without class names.
         test_fraction: Fraction of each class for the test split if the source has none; the choice does not depend on
             `seed`.
-        validation_fraction: Fraction of each class of the training images for the validation split if the source has
-            none, chosen by `seed`; 0 leaves it empty.
+        validation_fraction: Fraction of the training images of each class for the validation split if the source
+            has none; `seed` chooses them, and 0 leaves the split empty.
         seed: Seed for the validation split and for `limit_per_class`.
         classes: Keep only these classes, with new labels in the order of the source.
         limit_per_class: Maximum number of images per class in each split of the source.
@@ -100,13 +100,16 @@ def load_from_settings(settings: DatasetSettings, **replaced: Any) -> Dataset:
     Args:
         settings: The settings.
         replaced: Settings to replace; None keeps the setting.
+
+    Raises:
+        PipelineError: As for `load_dataset`.
     """
     replaced = {name: value for name, value in replaced.items() if value is not None}
     settings = DatasetSettings.parse(settings.model_dump() | replaced, "dataset")
     if settings.name not in _SOURCES:
         raise PipelineError(f"There is no dataset {settings.name!r}; choose one of: {', '.join(_SOURCES)}.")
     if settings.class_names is not None and settings.name != "parquet":
-        raise PipelineError(f"class_names is only for the dataset 'parquet'; {settings.name!r} has class names.")
+        raise PipelineError(f"class_names is only for the dataset 'parquet', got {settings.name!r}; leave it out.")
     data_dir = Path(settings.data_dir).expanduser().resolve() if settings.data_dir is not None else None
     source = importlib.import_module(f"pipeline.data.sources.{settings.name}").source(data_dir, settings)
     header, splits = _cached(source, settings)
@@ -146,7 +149,7 @@ def _divide(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def _cached(source: Source, settings: DatasetSettings) -> tuple[cache.Header, dict[str, Split]]:
     """All splits of a source from its cache file, which is written if it is missing, outdated or damaged."""
     digest = _hash(f"{source.digest}\0{decoder_version()}")
-    # One file for each location, size and channels: a source that changes replaces its file.
+    # One file for each location, size and channels: if the source changes, its file is replaced.
     key = _hash(f"{source.location}\0{settings.size}\0{settings.channels}")
     path = files.cache_folder(settings.cache_dir) / "datasets" / f"{settings.name}-{key[:16]}.parquet"
     header = cache.read_header(path)

@@ -31,7 +31,7 @@ _BATCH = 32  # images that a decode thread takes at a time
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
                "dev": "validation", "test": "test"}  # fmt: skip
 
-# An image: encoded bytes, a file, decoded pixels, or the reason why there is none.
+# An image: encoded bytes, a file, decoded pixels, or the reason why it cannot be read.
 Encoded = bytes | Path | np.ndarray | ImageError
 
 
@@ -42,7 +42,7 @@ class Contents:
     Attributes:
         class_names: K names.
         labels: The labels of each split, integers [N] from 0 to K - 1.
-        images: Returns the images of a split in the order of its labels, each with its name.
+        images: Returns (name, image) for each image of a split, in the order of its labels.
         channels: 1 or 3 to convert all images unless the user sets `channels`, or None to keep their channels.
     """
 
@@ -54,12 +54,12 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Data that was found.
+    """A dataset that was found, but not read yet.
 
     Attributes:
-        location: Where it is, for messages and for the name of its cache file.
+        location: Its path or description, for error messages and for the name of its cache file.
         digest: Changes when the data changes.
-        read: Returns the contents.
+        read: Reads and returns the contents.
     """
 
     location: str
@@ -68,10 +68,10 @@ class Source:
 
 
 def check_folder(data_dir: Path | None, name: str) -> Path:
-    """Return `data_dir`.
+    """Check that `data_dir` is a folder, and return it.
 
     Raises:
-        PipelineError: It is None or not a folder.
+        PipelineError: `data_dir` is None or not a folder.
     """
     if data_dir is None or not data_dir.is_dir():
         raise PipelineError(
@@ -108,8 +108,8 @@ def check_contents(contents: Contents, location: str) -> None:
     """Check labels and class names before any image is decoded.
 
     Raises:
-        PipelineError: Fewer than two classes, a name given twice, a label out of range, or a class without training
-            images.
+        PipelineError: There are fewer than two classes, a name is used twice, a label is out of range, or a class has
+            no training images.
     """
     names = contents.class_names
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -133,7 +133,15 @@ def check_contents(contents: Contents, location: str) -> None:
 def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejected]) -> Iterator[cache.Batch]:
     """Decode all images in parallel, in order; images that cannot be read are added to `rejected` and left out.
 
-    Threads are sufficient: Pillow decodes and resizes without Python's lock.
+    Threads are sufficient, because Pillow releases the GIL while it decodes and resizes.
+
+    Args:
+        contents: The encoded images and their labels.
+        settings: `image_size`, `channels` and `progress`.
+        rejected: Receives the images that cannot be read.
+
+    Yields:
+        Batches of decoded images, ordered by split.
 
     Raises:
         PipelineError: Images differ in size but `image_size` is not set, or in channels but `channels` is not set.

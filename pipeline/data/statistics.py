@@ -20,13 +20,13 @@ _CHUNK = 256  # images: the sum of 256 squared pixel values is exact in float32 
 
 
 def series(array: Any) -> Any:
-    """A dataframe column of an array; if both are on the GPU, no copy through the host is made."""
+    """Convert an array to a dataframe column; from CuPy to cuDF without a copy through host memory."""
     frames = device.dataframe()
     return frames.Series(array if frames.__name__ == "cudf" else device.to_numpy(array))
 
 
 def array(column: Any) -> Any:
-    """The reverse of `series`: a numeric dataframe column as a CuPy array on a GPU, otherwise NumPy."""
+    """Convert a numeric dataframe column to an array: CuPy on a GPU, otherwise NumPy."""
     return device.to_device(column.values)
 
 
@@ -99,7 +99,7 @@ def _shuffled_ranks(labels: Any, seed: int) -> Any:
 
 
 def stratified_split(labels: Any, fraction: float, seed: int) -> tuple[Any, Any]:
-    """Divide images into two parts with the same share of every class.
+    """Divide images into two parts with the same class proportions.
 
     The second part receives ``round(fraction · size)`` images of each class, chosen by the seed. If a class has two or
     more images, each part receives at least one. The result is the same on every device.
@@ -183,7 +183,7 @@ def content_hashes(images: Any) -> Any:
         chunk = images[start : start + rows].reshape(-1, values)
         padded = xp.zeros((len(chunk), len(positions) * 8), np.uint8)
         padded[:, :values] = chunk
-        # Mixed before the sum: a plain sum would miss opposite changes of two pixels.
+        # Mix before summing: in a plain sum, opposite changes of two pixels would cancel.
         hashes[start : start + len(chunk)] = _mix(padded.view(np.uint64) ^ positions).sum(axis=1, dtype=np.uint64)
     return hashes
 

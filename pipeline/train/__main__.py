@@ -31,7 +31,7 @@ common settings:
   experiment=NAME       a complete recipe from pipeline/conf/experiment
   epochs=10 batch_size=128 optimizer.learning_rate=0.1 seed=0
   name=NAME             name of the run (default: date, time, dataset and model)
-  resume=runs/NAME      continue an interrupted run with its own settings
+  resume=runs/NAME      continue an interrupted run with its settings
   precision=float32     or mixed_float16, mixed_bfloat16, auto
   early_stopping=5      stop after 5 epochs without a better validation accuracy
 
@@ -47,16 +47,16 @@ OF_A_RESUMED_RUN = ("resume", "data_dir", "cluster", "communication", "xla")
 
 
 def work(settings: Settings, overrides: list[str]) -> None:
-    """Train one run and print how to continue with it."""
+    """Train one run, and print its result and the next commands."""
     from pipeline.train.run_folder import LOGS
     from pipeline.train.train import train
 
     os.environ.setdefault(device.NATIVE_LOG, str(LOGS / "tensorflow.log"))
     given = [override for override in overrides if override.partition("=")[0] not in OF_A_RESUMED_RUN]
     if settings.resume is not None and given:
-        raise PipelineError(f"resume= continues with the run's own settings; leave out {', '.join(given)}.")
+        raise PipelineError(f"resume= uses the settings of the run; leave out {', '.join(given)}.")
     run = train(settings)
-    if run is None:  # only the first of several processes has a run
+    if run is None:  # only the first training process returns the run
         return
     metrics, folder = run.metrics, os.path.relpath(run.path)
     print(
@@ -67,8 +67,10 @@ def work(settings: Settings, overrides: list[str]) -> None:
 
 
 def multirun(overrides: list[str]) -> int:
-    """Train a run in ``runs/NAME/JOB`` for each combination of values and compare them; a failed job does not stop
-    the others."""
+    """Train a run in ``runs/NAME/JOB`` for each combination of values, and compare the runs.
+
+    A failed job does not stop the others; the exit code is then 1.
+    """
     from pipeline.evaluate import compare
 
     names = [override[5:] for override in overrides if override.startswith("name=")]
@@ -83,7 +85,7 @@ def multirun(overrides: list[str]) -> int:
                 raise
             failed += 1
             print(f"error: {job}: {error}", file=sys.stderr)
-        except Exception:  # a bug in one job does not cost the results of the others
+        except Exception:  # a bug in one job must not stop the others
             failed += 1
             traceback.print_exc()
         gc.collect()  # callbacks and graphs reference each other; the next job needs their memory

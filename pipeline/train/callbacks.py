@@ -24,12 +24,12 @@ from pipeline.train.run_folder import LOGS
 
 GALLERY_IMAGES = 8
 WANDB_SECONDS_TO_CONNECT = 60
-# By default wandb.init repeats a failed request for days before the timeout above starts to count.
+# By default, wandb.init retries a failed request for days before the timeout above applies.
 WANDB_RETRIES = {"x_graphql_retry_max": 3, "x_graphql_retry_wait_max_seconds": 8.0, "x_graphql_timeout_seconds": 20.0}
 
 
 def default_callbacks(loop: Loop, settings: Settings, dataset: Any, folder: Path) -> list[Any]:
-    """The callbacks of every run: TensorBoard, and the tracker of the settings."""
+    """The callbacks of every run: TensorBoard, and Weights & Biases if ``tracker=wandb``."""
     callbacks = [tensorboard_callback(LOGS / settings.name, loop, settings, dataset)]
     if settings.tracker == "wandb":
         callbacks.append(wandb_callback(folder, settings))
@@ -54,7 +54,7 @@ def early_stopping(patience: int | None) -> list[Any]:
 
 
 def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
-    """Show early stopping the epochs before a resume, so that it continues to count its patience."""
+    """Pass the epochs before a resume to early stopping, so that it continues to count its patience."""
     for callback in stopper:
         for epoch, logs in enumerate(progress.history):
             callback.on_epoch_end(epoch, logs)
@@ -69,8 +69,8 @@ def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: 
     Args:
         folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``, as with Keras's callback.
         loop: The loop that trains.
-        settings: The hyper-parameters.
-        dataset: The dataset that it trains on.
+        settings: The settings that are logged as hyper-parameters.
+        dataset: The training dataset.
     """
     tf = device.tensorflow()
     import keras
@@ -84,7 +84,7 @@ def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: 
                 tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")
             )
             chosen = permutation(settings.seed, 0, len(dataset.train.labels))[:GALLERY_IMAGES]
-            sample = dataset.train.images[device.to_device(chosen)]  # a sample of all classes
+            sample = dataset.train.images[device.to_device(chosen)]  # random, so that it contains several classes
             grid = gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings.seed)
             with self.train.as_default(step=0):
                 tf.summary.image("augmentation", grid[None])
@@ -175,12 +175,12 @@ def end_failed(callbacks: Iterable[Any]) -> None:
     """Call the method ``on_train_failed`` of the callbacks that have one."""
     for callback in callbacks:
         if hasattr(callback, "on_train_failed"):
-            with contextlib.suppress(Exception):  # the error that ended the training is the one to report
+            with contextlib.suppress(Exception):  # report the error that ended the training, not this one
                 callback.on_train_failed()
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, without those that are None, as TensorBoard's HParams page needs them."""
+    """Flatten nested settings to dotted names for TensorBoard's HParams page, which does not accept None."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -191,7 +191,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class ProgressBar:
-    """Epoch, images/s and time left: a bar on a terminal, one line per epoch elsewhere; nothing unless `shown`."""
+    """Prints one line per epoch, and on a terminal also a progress bar; prints nothing if `shown` is False."""
 
     def __init__(self, epochs: int, images_an_epoch: int, first_epoch: int = 0, shown: bool = True):
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that an interrupted run needs to continue exactly where it was, in one file.
+"""Checkpoints: one file with everything that an interrupted run needs to continue.
 
 The file is NumPy's ``.npz``: every variable of the network and the optimizer under its number, and one JSON text with
 the epoch and the history. It contains no code and nothing is unpickled.
@@ -18,7 +18,7 @@ import numpy
 from pipeline.core import files
 from pipeline.core.errors import PipelineError, first_line
 
-KEPT = 2  # the newest, and one more in case the newest gets damaged
+KEPT = 2  # the newest checkpoint, and one more in case the newest is damaged
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
 
     Args:
         path: The file.
-        variables: Keras variables, in the order in which `load` gets them.
+        variables: Keras variables; `load` expects them in the same order.
         progress: Saved in the same file.
 
     Raises:
@@ -59,6 +59,13 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
 def load(path: Path, variables: Sequence[Any]) -> Progress:
     """Read a checkpoint into `variables`.
 
+    Args:
+        path: The file.
+        variables: Keras variables, in the same order as for `save`.
+
+    Returns:
+        The saved progress.
+
     Raises:
         PipelineError: The file is missing or damaged, or belongs to another network.
     """
@@ -70,7 +77,7 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
         reason = "damaged" if path.is_file() else first_line(error)
         raise PipelineError(f"The checkpoint {path} cannot be read ({reason}); start a new run.") from error
     if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
-        raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer.")
+        raise PipelineError(f"The checkpoint {path} belongs to another network or optimizer; start a new run.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     return progress
@@ -86,17 +93,20 @@ def best_path(folder: Path, epoch: int) -> Path:
 
 
 def save_epoch(folder: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write the checkpoint of the epoch that just ended; remove what neither it nor the one before it needs."""
+    """Write the checkpoint of the last epoch, and remove files that the newest two checkpoints do not need."""
     save(epoch_path(folder, progress.epoch), variables, progress)
     best = sorted(folder.glob("best-*.npz"))
-    # A later epoch than the best is left from before the run resumed from an older checkpoint.
+    # Weights of an epoch after the best one are left over if the run resumed from an older checkpoint.
     needed = [path for path in best if path <= best_path(folder, progress.best_epoch)][-KEPT:]
     for old in {*best} - {*needed} | {*sorted(folder.glob("epoch-*.npz"))[:-KEPT]}:
         old.unlink(missing_ok=True)
 
 
 def resume(folder: Path, variables: Sequence[Any]) -> Progress:
-    """Read the newest undamaged checkpoint of a folder; without any, nothing changes and epoch 0 is returned.
+    """Read the newest undamaged checkpoint of a folder into `variables`.
+
+    Returns:
+        The saved progress; without checkpoints, the progress of epoch 0.
 
     Raises:
         PipelineError: There are checkpoints, but none can be read.

@@ -1,10 +1,11 @@
-"""Several processes train one network: each has a whole copy of it, and gradients are averaged after each step.
+"""Data-parallel training: each process has a copy of the network, and gradients are averaged in each step.
 
     cluster=slurm          # one task per node, as scripts/slurm.sh starts them
     cluster=environment    # the variable TF_CONFIG lists the processes
 
 TensorFlow's cluster resolvers find the processes and its collective operations (NCCL or gRPC) add the gradients. A step
-is: gradients in one flat buffer, the sum of the buffers, the update; XLA compiles the first and the last of them.
+computes the gradients into one flat buffer, adds the buffers of all processes, and updates the weights. XLA compiles
+the first and the last part.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import numpy
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 
-LAUNCHER = "PIPELINE_LAUNCHER"  # the variable with the command that started all processes
-FIRST_PORT, TASKS_PER_NODE = 16000, 16  # of Slurm's job steps: 16 ports each, all below those that Linux assigns
+LAUNCHER = "PIPELINE_LAUNCHER"  # environment variable with the command that started all processes
+FIRST_PORT, TASKS_PER_NODE = 16000, 16  # 16 ports per Slurm job step, below the range that Linux assigns
 LOST = 3  # exit code of a process that ends because another one has ended
-GROUP_KEY = 7001  # of TensorFlow's collectives; any number that nothing else uses
+GROUP_KEY = 7001  # of TensorFlow's collectives; any unused number
 HOSTS_GROUP_KEY = 7002  # of the collectives on the CPUs
 
 
 class Key(enum.IntEnum):
-    """The collectives of a training; TensorFlow matches the calls of the processes by it."""
+    """Keys by which TensorFlow matches the collective operations of the processes."""
 
     GRADIENTS = 1
     STATISTICS = 2
@@ -47,9 +48,9 @@ class Cluster:
     """The processes of a training. Every process must call the same methods in the same order.
 
     Attributes:
-        index: This process, from 0; process 0 alone writes the run folder.
+        index: Number of this process, from 0; only process 0 writes the run folder.
         count: Number of processes.
-        communication: How sums travel: "nccl" (between GPUs) or "ring" (TensorFlow's own, through the hosts).
+        communication: How sums are computed: "nccl" (between GPUs) or "ring" (TensorFlow's, through host memory).
     """
 
     index: int = 0
@@ -65,13 +66,13 @@ class Cluster:
         return [float(sum_) for sum_ in self.all_reduce(device.tensorflow().constant(figures, "float32"), key)]
 
     def average(self, tensors: Sequence[Any], key: Key) -> list[Any]:
-        """The mean of each float tensor over all processes, in the tensor's own dtype; they travel as one buffer."""
+        """The mean of each float tensor over all processes, in the tensor's dtype; they are sent as one buffer."""
         if self.count == 1:
             return list(tensors)
         return self.unpack(self.all_reduce(self.pack(tensors), key) / self.count, tensors)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        """Give every process the first one's values of float Keras variables."""
+        """Copy the values of float Keras variables from process 0 to all processes."""
         if self.count == 1:
             return
         tf = device.tensorflow()
@@ -84,7 +85,7 @@ class Cluster:
         """Verify that the configuration of all processes is identical.
 
         Args:
-            facts: What must be identical, as text by its name; the names themselves must be identical.
+            facts: Values that must be identical, as text by name; all processes must pass the same names.
 
         Raises:
             PipelineError: There are differences; every process raises the same message.
@@ -105,16 +106,16 @@ class Cluster:
             )
 
     def pack(self, tensors: Sequence[Any]) -> Any:
-        """One float32 buffer of all tensors, [sum of their sizes]; XLA can compile it."""
+        """Concatenate tensors to one float32 buffer [sum of their sizes]; XLA can compile this."""
         tf = device.tensorflow()
         return tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
 
     def all_reduce(self, packed: Any, key: Key) -> Any:
-        """The sum of a buffer over all processes; XLA cannot compile it."""
+        """Add a buffer over all processes; XLA cannot compile this."""
         return _sum(self.count, packed, key, GROUP_KEY, self.communication)
 
     def unpack(self, packed: Any, like: Sequence[Any]) -> list[Any]:
-        """The tensors in a buffer of `pack`, with the shapes and dtypes of `like`; XLA can compile it."""
+        """Split a buffer of `pack` into tensors with the shapes and dtypes of `like`; XLA can compile this."""
         tf = device.tensorflow()
         parts = tf.split(packed, [math.prod(tensor.shape) for tensor in like])
         return [tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
@@ -124,7 +125,7 @@ class Cluster:
         self.average([device.tensorflow().zeros([1])], Key.BARRIER)
 
     def leave(self) -> None:
-        """Wait for all processes at the end; the first one, whose run is finished, ignores the loss of another."""
+        """Wait for all processes at the end; process 0 has saved the run, so it ignores the loss of another process."""
         try:
             self.barrier()
         except Exception as error:  # TensorFlow reports a lost process by several kinds of errors
@@ -161,13 +162,13 @@ def connect(kind: str, communication: str) -> Cluster:
         resolver = _slurm_resolver() if kind == "slurm" else resolvers.TFConfigClusterResolver()
         jobs = resolver.cluster_spec().as_dict()
         if set(jobs) != {"worker"}:
-            raise PipelineError(f"cluster={kind} needs processes of the type worker only, got {list(jobs)}.")
+            raise PipelineError(f"cluster={kind} supports only processes of the type worker, got {list(jobs)}.")
         workers = jobs["worker"]
         hosts = ",".join(sorted({worker.rpartition(":")[0] for worker in workers}))
         # gRPC would use a proxy even for localhost.
         around = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy"))  # noqa: SIM112
         os.environ["no_grpc_proxy"] = f"{around},{hosts}" if around else hosts  # noqa: SIM112
-        # The strategy is not used; making it starts this process's server and connects it to the others.
+        # The strategy is not used, but creating it starts this process's server and connects it to the others.
         tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # the server has replaced the handler
         return Cluster(int(resolver.task_id), len(workers), communication)
@@ -176,11 +177,11 @@ def connect(kind: str, communication: str) -> Cluster:
 
 
 def _slurm_resolver() -> Any:
-    """The processes of a step of a Slurm job, any number of tasks per node, each with the GPUs that Slurm assigned.
+    """The processes of a Slurm job step; each has the GPUs that Slurm assigned to its task.
 
-    TensorFlow reads Slurm's variables. Its `SlurmClusterResolver` is not usable here: it sorts the nodes as text, where
-    Slurm numbers the tasks in the order of the list (node9 before node10); it fails where a task sees fewer GPUs than
-    tasks share its node; and it uses the same ports for every job.
+    TensorFlow reads Slurm's variables. Its `SlurmClusterResolver` is not usable here: it sorts the nodes as text, but
+    Slurm numbers the tasks in the order of the list (node9 before node10); it fails if a task sees fewer GPUs than its
+    node has tasks; and it uses the same ports for every job.
 
     Raises:
         PipelineError: This is not a step of a Slurm job, or too many tasks share a node.
@@ -208,7 +209,7 @@ def _slurm_resolver() -> Any:
 
 
 def per_worker_batch(batch_size: int, count: int) -> int:
-    """The images of a batch for each of `count` processes.
+    """The number of images of a batch that each of `count` processes gets.
 
     Raises:
         PipelineError: The batch cannot be divided evenly.
@@ -223,7 +224,7 @@ def per_worker_batch(batch_size: int, count: int) -> int:
 
 
 def explain(error: Exception, workers: Cluster) -> PipelineError | None:
-    """What an error of a training step says about the other processes; None where it is about something else."""
+    """Convert an error caused by NCCL or by another process to a `PipelineError`; return None for other errors."""
     if workers.communication == "nccl":
         line = next((first_line(line) for line in str(error).splitlines() if "nccl" in line.lower()), None)
         if line is not None:

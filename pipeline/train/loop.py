@@ -1,13 +1,13 @@
-"""The training loop: an epoch is one augmentation launch, a hand-over to TensorFlow, and one call of a compiled graph.
+"""The training loop: each epoch is one augmentation launch and one call of a compiled TensorFlow graph.
 
     loop = Loop(network, optimizer, policy, mean, std, …)
     for epoch in range(epochs):
         logs = loop.train_epoch(dataset.train, epoch)
         validation = loop.validate(dataset.validation)
 
-The kernel writes the images in the epoch's order, so the graph only takes slices: nothing but the permutation crosses
-the bus. An epoch that is larger than the memory reserved for it (on a CPU: than about a second of work) is processed in
-shards of whole batches.
+The kernel writes the images in the order of the epoch, and the graph takes slices of them, so only the permutation is
+copied to the GPU. An epoch that does not fit into a quarter of the free memory (on a CPU: that has more than 16 steps)
+is processed in shards of whole batches.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Loop:
         mean: Per-channel mean, in units of pixel / 255.
         std: Per-channel standard deviation, same units.
         batch_size: Images per step, over all processes; a split smaller than that is one batch.
-        seed: Of the permutation and the augmentation.
+        seed: Seed of the permutation and the augmentation.
         label_smoothing: Fraction of the target spread over all classes (Szegedy et al., 2016).
-        precision: The dtype policy's name; the images are float16 for the mixed ones, else float32.
-        xla: What XLA compiles: True is the whole graph, "clusters" all operations except custom ones, False nothing.
+        precision: Name of the dtype policy; images are float16 for the mixed policies, otherwise float32.
+        xla: What XLA compiles: True (the whole graph), "clusters" (all but custom operations) or False (nothing).
         workers: The processes that train together; each takes an equal part of every batch.
     """
 
@@ -86,7 +86,7 @@ class Loop:
     def train_epoch(
         self, split: Any, epoch: int, progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
-        """Train once on every image of `split`, except the last ones that do not fill a batch.
+        """Train for one epoch on `split`, without the last images of the permutation if they do not fill a batch.
 
         Args:
             split: A `pipeline.data.dataset.Split`.
@@ -120,7 +120,7 @@ class Loop:
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
 
     def images_an_epoch(self, count: int) -> int:
-        """How many of `count` training images fill whole batches."""
+        """The number of images in the whole batches of `count` training images."""
         return count - count % self._batch(count)
 
     def _batch(self, count: int) -> int:
@@ -149,7 +149,7 @@ class Loop:
                 variable.assign(mean)
 
     def evaluate(self, split: Any) -> dict[str, Any]:
-        """Loss and accuracy without augmentation, and the predicted classes, measured by this process alone.
+        """Evaluate the network on a split without augmentation, in this process only.
 
         Returns:
             ``loss``, ``accuracy`` and ``top5`` (floats; the last is the fraction of images whose class is among the
@@ -167,16 +167,18 @@ class Loop:
         }
 
     def validate(self, split: Any) -> dict[str, float]:
-        """``loss``, ``accuracy`` and ``top5`` of `evaluate`, each process measuring an equal part of the split.
+        """Evaluate the network on a split without augmentation; each training process evaluates an equal part.
 
-        All processes get the same numbers, so that early stopping stops all of them in the same epoch.
+        Returns:
+            ``loss``, ``accuracy`` and ``top5`` as in `evaluate`. They are the same in all processes, so that early
+            stopping stops all of them in the same epoch.
         """
         count, workers = len(split.labels), self.workers
         if workers.count == 1:
             return {name: value for name, value in self.evaluate(split).items() if name != "predictions"}
         size = -(-count // workers.count)
         own = numpy.arange(workers.index * size, (workers.index + 1) * size, dtype=numpy.int32)
-        inside = own < count  # the last part may be shorter; its graph is the same
+        inside = own < count  # the last part is padded, so that all processes use the same graph
         losses, _, correct, top5 = self._measure(split, numpy.where(inside, own, 0))
         sums = [float(values[inside].sum()) for values in (losses, correct, top5)]
         return {
@@ -185,10 +187,10 @@ class Loop:
         }
 
     def _measure(self, split: Any, order: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
-        """Of the images at `order` (int32 [M]): loss, predicted class, and whether it or one of five is correct."""
+        """Per image at `order` (int32 [M]): loss, predicted class, top-1 and top-5 correctness; NumPy arrays [M]."""
         count = len(order)
         if count == 0:
-            raise PipelineError("There are no images to evaluate on; this split is empty.")
+            raise PipelineError("The split to evaluate is empty; add images to it.")
         faster = min(EVALUATION_BATCH_FACTOR * self.batch_size, FAST_EVALUATION_BATCH)
         batch = min(max(self.batch_size, faster), count)
         padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # image 0 fills the last batch
@@ -206,7 +208,7 @@ class Loop:
         return [*self.network.variables, *self.optimizer.variables, *self._scaler.variables]
 
     def sync_initial_state(self) -> None:
-        """Give all processes the weights of the first one, and each its own random numbers (dropout, stochastic depth).
+        """Copy the weights of process 0 to all processes, and give each process different random numbers for dropout.
 
         Checkpoints contain only the random state of the first process, so a resumed training calls this after loading
         one.
@@ -230,12 +232,12 @@ class Loop:
         xp = device.xp()
         steps = len(order) // batch
         bytes_a_step = batch * math.prod(split.images.shape[1:]) * numpy.dtype(self.dtype).itemsize
-        if (steps, bytes_a_step) not in self._shard_steps:  # once: another size would compile another graph
+        if (steps, bytes_a_step) not in self._shard_steps:  # once, because each size compiles a graph
             fitting = max(1, int(device.free_memory() * SHARD_FRACTION_OF_FREE_MEMORY) // bytes_a_step)
             self._shard_steps[steps, bytes_a_step] = min(fitting, steps if device.has_gpu() else CPU_STEPS_PER_SHARD)
         shard_steps = self._shard_steps[steps, bytes_a_step]
         for first in range(0, steps, shard_steps):
-            with self._memory_sentence():
+            with self._explain_out_of_memory():
                 indices = xp.asarray(order[first * batch : (first + shard_steps) * batch])
                 taken = len(indices) // batch
                 images = augment.apply(
@@ -249,24 +251,24 @@ class Loop:
 
     def _guarded(self, graph: Any, *inputs: Any) -> Any:
         # The graph is traced in its first call; a graph that XLA compiles must not contain a custom operation.
-        ways = {True: ops.without_custom_operations, "clusters": _clustered, False: contextlib.nullcontext}
+        contexts = {True: ops.without_custom_operations, "clusters": _clustered, False: contextlib.nullcontext}
         try:
-            with ways[self.xla](), self._memory_sentence():
+            with contexts[self.xla](), self._explain_out_of_memory():
                 return graph(*inputs)
         except device.tensorflow().errors.UnimplementedError as error:
             if not self.xla:
                 raise
             raise PipelineError(
-                f"XLA cannot compile this network here ({first_line(error)}); set xla=false."
+                f"XLA cannot compile this network on this device ({first_line(error)}); set xla=false."
             ) from error
 
-    def _memory_sentence(self) -> contextlib.AbstractContextManager[None]:
+    def _explain_out_of_memory(self) -> contextlib.AbstractContextManager[None]:
         return device.explain_out_of_memory(f"batch_size is {self.batch_size}: halve it, or use smaller images")
 
 
 @contextlib.contextmanager
 def _clustered() -> Iterator[None]:
-    """Auto-clustering inside the block: XLA compiles the parts of a graph that it can (on a GPU only)."""
+    """Enable auto-clustering inside the block: XLA compiles the operations that it supports (only on a GPU)."""
     optimizer = device.tensorflow().config.optimizer
     before = optimizer.get_jit()
     optimizer.set_jit("autoclustering")
@@ -288,7 +290,7 @@ def _floats(variables: Iterable[Any]) -> list[Any]:
 
 
 def cross_entropy(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
-    """Cross-entropy of each image with smoothed targets, float32 [N]."""
+    """Cross-entropy with smoothed targets, float32 [N], of logits [N, K] and int32 labels [N]."""
     classes = logits.shape[-1]
     targets = tf.one_hot(labels, classes, 1.0 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
@@ -299,10 +301,10 @@ def _training_graph(
 ) -> Callable:
     """A graph that does one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
-    With one process, XLA compiles the whole loop. With several it compiles the two halves of a step, because XLA's sum
-    does not reach other processes (docs/decisions.md).
+    With one process, XLA compiles the whole loop. With several it compiles the two halves of a step, because XLA cannot
+    add across processes (docs/decisions.md).
 
-    Returns the sum of the losses and the number of correct images, float32 scalars.
+    The graph returns the sum of the losses and the number of correct images, float32 scalars.
     """
     tf = device.tensorflow()
     variables = network.trainable_variables

@@ -1,4 +1,4 @@
-"""Loss scaling and gradient clipping, without a branch at which the GPU would wait for the host."""
+"""Loss scaling and gradient clipping that never make the GPU wait for the host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ class GradientScaler:
     """Applies gradients to the variables, after clipping and, with float16, after undoing the loss scale.
 
     With float16 activations the loss is multiplied by a scale, so that small gradients do not vanish (Micikevicius et
-    al., Mixed Precision Training, 2018). A step whose gradients overflow changes nothing but the scale, which halves;
-    after `GROWTH_STEPS` steps without an overflow it doubles. Keras's `LossScaleOptimizer` skips such a step by a
-    branch, at which the GPU waits for the host in every step; here each variable selects its old or its new value.
+    al., Mixed Precision Training, 2018). If the gradients of a step overflow, the step only halves the scale.
+    After `GROWTH_STEPS` steps without an overflow, the scale doubles. Keras's `LossScaleOptimizer` skips a step with a
+    branch, for which the GPU waits for the host in every step; this class selects the old or the new value of each
+    variable instead.
 
     Args:
-        optimizer: A Keras optimizer; its `global_clipnorm` is moved here.
+        optimizer: A Keras optimizer; this class replaces its `global_clipnorm`, which is set to None.
         precision: Name of the dtype policy; only ``mixed_float16`` scales the loss.
     """
 
@@ -51,7 +52,7 @@ class GradientScaler:
 
         Args:
             optimizer: The Keras optimizer.
-            gradients: Of the scaled loss.
+            gradients: Gradients of the scaled loss, one per variable.
             variables: The variables of the gradients, in the same order.
             moving: Variables that the forward pass has updated already, such as the statistics of normalisation.
             moving_before: The values of `moving` before the forward pass.

@@ -16,7 +16,7 @@ END_DIVISOR = 1e3  # and ends at its peak divided by this
 
 
 def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_steps: int) -> Any:
-    """A Keras optimizer whose learning rate follows a schedule over `total_steps`.
+    """Build a Keras optimizer whose learning rate follows a schedule.
 
     Args:
         settings: ``name`` (sgd or adam), ``learning_rate`` (the peak), ``weight_decay`` (decoupled, Loshchilov and
@@ -27,7 +27,7 @@ def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_st
         total_steps: Steps of the whole training.
 
     Raises:
-        PipelineError: An unknown optimizer or option.
+        PipelineError: The optimizer or an option is unknown.
     """
     device.tensorflow()
     import keras
@@ -47,7 +47,7 @@ def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_st
 
 
 def rate_at(step: float, peak: float, schedule: str, warmup: float, total_steps: int) -> float:
-    """The learning rate at a step as a Python number: the reference for the graph below, and for plots."""
+    """The learning rate at a step as a Python number, for plots and as the reference for `schedule_class`."""
     rise = warmup * total_steps
     if step < rise:
         return peak * (1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * step / rise)
@@ -58,7 +58,7 @@ def rate_at(step: float, peak: float, schedule: str, warmup: float, total_steps:
 
 @functools.cache
 def schedule_class() -> Any:
-    """The Keras schedule of `rate_at`; a function, because Keras is imported as late as possible."""
+    """The Keras schedule that computes `rate_at`; defined in a function, so that Keras is imported only when needed."""
     tf = device.tensorflow()
     import keras
 

@@ -23,28 +23,28 @@ from pipeline.train.setup import build_deployable
 
 LOGS = Path("logs")
 
-# Settings that may differ between the processes of one training, and those of the dataset.
+# Settings and dataset settings that may differ between the processes of one training.
 PER_MACHINE_SETTINGS = {"name", "resume", "data_dir", "data_digest", "tracker", "cluster"}
 PER_DISK_SETTINGS = {"data_dir", "cache_dir", "progress"}
 
 
 def resume_settings(settings: Settings) -> Settings:
-    """The settings of the run that ``resume`` names; without it, `settings` as they are.
+    """Return the settings of the run that ``resume`` names; if it is None, return `settings`.
 
     Raises:
-        PipelineError: There is no such run, or it is finished.
+        PipelineError: The run does not exist, or is finished.
     """
     if settings.resume is None:
         return settings
     folder = Path(settings.resume)
     folder = folder if (folder / "config.yaml").is_file() else runs.RUNS / folder
     if not (folder / "config.yaml").is_file():
-        raise PipelineError(f"There is no run to resume in {settings.resume} (no config.yaml in it).")
+        raise PipelineError(f"There is no run to resume in {settings.resume!r} (config.yaml is missing).")
     folder = folder.resolve()
     run = runs.Run(folder)
     finished = (folder / "model.keras").is_file() and (folder / "metrics.json").is_file()
     if finished and "test_accuracy" in run.metrics:
-        raise PipelineError(f"The run {folder.name} is finished; start another one with name=….")
+        raise PipelineError(f"The run {folder.name} is finished; start another run with name=….")
     saved = run.config
     update = {"resume": str(folder), "cluster": settings.cluster, "communication": settings.communication}
     update["name"] = os.path.relpath(folder, runs.RUNS.resolve())
@@ -59,14 +59,17 @@ def resume_settings(settings: Settings) -> Settings:
 
 @contextlib.contextmanager
 def open_run_dir(settings: Settings, workers: cluster.Cluster = SINGLE) -> Iterator[Path]:
-    """The run's folder for the duration of a training.
+    """Create and lock the run's folder for a training.
 
-    One process locks it; of several training processes, the first one does, on a file system that all of them see. A
-    training that ends before its first epoch leaves no folder, so that the name can be used again.
+    The first training process locks the folder, which must be on a file system that all of them share. If the training
+    ends before its first epoch does, the folder is removed, so that its name can be used again.
+
+    Yields:
+        The folder.
 
     Raises:
-        PipelineError: Another run has the name or is writing there now, or the training was stopped by Ctrl-C, the
-            disk or the loss of another process; the message says how to resume.
+        PipelineError: The folder contains another run or is in use; or Ctrl-C, a disk error or the loss of another
+            process has stopped the training, and the message says how to resume.
     """
     folder = Path(settings.resume) if settings.resume else runs.RUNS / settings.name
     lock = _locked(folder, settings) if workers.is_chief else contextlib.nullcontext()
@@ -105,7 +108,7 @@ def _locked(folder: Path, settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained_errors(folder: Path, logs: Path, workers: cluster.Cluster) -> Iterator[None]:
-    """Errors that end a training, as `PipelineError` with the command that resumes it."""
+    """Convert errors that end a training to `PipelineError` with the command that resumes it."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -130,12 +133,12 @@ def _explained_errors(folder: Path, logs: Path, workers: cluster.Cluster) -> Ite
         failed = cluster.explain(error, workers)
         if failed is None:
             raise
-        hint = resume_hint(folder) if has_checkpoint(folder) else "No epoch was finished; start it again."
+        hint = resume_hint(folder) if has_checkpoint(folder) else "No epoch was finished; start the training again."
         raise PipelineError(f"{failed} {hint}", failed.exit_code) from error
 
 
 def cleanup(folder: Path, made: Sequence[Path]) -> None:
-    """Remove what a run that finished no epoch has made, so that its name can be used again."""
+    """Remove the files of a run without a finished epoch, so that its name can be used again."""
     with contextlib.suppress(OSError):
         for name in ("config.yaml", ".lock"):
             (folder / name).unlink(missing_ok=True)
@@ -159,7 +162,11 @@ def _with_resume_hint(error: files.DiskError, folder: Path) -> files.DiskError:
 
 
 def save_config(folder: Path, settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> None:
-    """Write `config.yaml`; on resuming, check that the data is still the same instead."""
+    """Write `config.yaml`, or, if the run is resumed, check that its dataset is unchanged.
+
+    Raises:
+        PipelineError: The dataset has changed, or the file cannot be written.
+    """
     from omegaconf import OmegaConf
 
     if settings.resume is not None:
@@ -171,7 +178,7 @@ def save_config(folder: Path, settings: Settings, dataset: Any, workers: cluster
 
 
 def config_fingerprint(settings: Settings, dataset: Any, progress: checkpoints.Progress) -> dict[str, str]:
-    """All that the processes of one training must have in common, as text by its name in an error message."""
+    """The values that must be identical in all training processes, as text by their name in error messages."""
     common = settings.model_dump(exclude=PER_MACHINE_SETTINGS)
     common["dataset"] = settings.dataset.model_dump(exclude=PER_DISK_SETTINGS)
     common |= {"images of the dataset": dataset.digest, "finished epochs": progress.epoch}
@@ -185,8 +192,10 @@ def save_epoch(
     progress: checkpoints.Progress,
     workers: cluster.Cluster = SINGLE,
 ) -> None:
-    """Write the best weights so far, the checkpoint and the history after an epoch; in this order, so that a kill
-    between two of them costs nothing."""
+    """Write the best weights, the checkpoint and the history after an epoch.
+
+    This order keeps the folder consistent if the process is killed in between.
+    """
     best = max(range(progress.epoch), key=lambda epoch: (progress.history[epoch]["val_accuracy"], epoch)) + 1
     progress.best_epoch = best
     if not workers.is_chief:
@@ -202,10 +211,10 @@ def save_epoch(
 
 
 def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:
-    """Write the model card, `metrics.json` and the model, and point ``runs/latest`` here.
+    """Write the model card, `metrics.json` and the model, and point ``runs/latest`` to the run.
 
-    In this order, so that a run with a model has everything that others read; after a kill in between, ``resume=``
-    repeats it.
+    The model is written after the files that its readers need. If the process is killed in between, ``resume=`` repeats
+    all of them.
     """
     card = runs.ModelCard(
         name=settings.name,

@@ -1,4 +1,4 @@
-"""Decides what `auto` means here and builds what training needs from the settings: network, optimizer, loop, seed."""
+"""Replace `auto` in the settings, and build the network, the optimizer and the training loop from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.train.loop import SINGLE, Loop
 
 
 def resolve(settings: Settings) -> Settings:
-    """The settings with a value for everything that depends on this machine and this moment.
+    """Replace the settings that depend on the machine or the time by their values.
 
-    Decides precision, XLA and communication where they are ``auto``, names the run, and makes the dataset's folder
-    absolute. Everything else in this package takes resolved settings.
+    This replaces ``auto`` in precision, XLA and communication, names the run, and makes the dataset's folder absolute.
+    All other functions in this package expect resolved settings.
 
     Raises:
-        PipelineError: XLA cannot be used as the settings ask, or several processes have no common run name.
+        PipelineError: The XLA setting is not supported here, or several training processes have no ``name``.
     """
     name, data_dir = settings.name, settings.dataset.data_dir
     if name is None and settings.cluster != "none":
@@ -49,9 +49,10 @@ def resolve(settings: Settings) -> Settings:
 
 
 def resolve_precision(precision: str) -> str:
-    """What ``auto`` means on this machine: mixed_float16 on a GPU with tensor cores (Volta and later), else float32.
+    """Replace ``auto``: mixed_float16 on a GPU with tensor cores (Volta and later), otherwise float32.
 
-    Not bfloat16: XLA of TensorFlow 2.17 makes the cnn's loss NaN with it on an H200, where float16 is also faster.
+    It is never mixed_bfloat16, with which XLA of TensorFlow 2.17 makes the cnn's loss NaN on an H200; mixed_float16 is
+    also faster there.
     """
     if precision != "auto":
         return precision
@@ -62,13 +63,12 @@ def resolve_precision(precision: str) -> str:
 def resolve_xla(xla: bool | str, precision: str, model: ModelSettings) -> bool | str:
     """What XLA compiles of a network's graphs: True (all), "clusters" or False (nothing).
 
-    ``auto`` on a GPU means all of them, except where that is known not to work. With ``model.operations=custom`` it
-    means the clusters of operations around the custom ones (with ``operations=auto``, layers use TensorFlow's own
-    operations under XLA, which fuses them). With bfloat16 it means nothing: XLA of TensorFlow 2.17 makes the cnn's
-    loss NaN with it on an H200. The other networks train well with ``xla=true``.
+    On a GPU ``auto`` is True, with two exceptions, and on a CPU it is False. With ``model.operations=custom`` it is
+    "clusters", because XLA cannot compile custom operations. With mixed_bfloat16 it is False, because XLA of TensorFlow
+    2.17 makes the cnn's loss NaN on an H200; the other networks train well with ``xla=true``.
 
     Raises:
-        PipelineError: XLA and custom operations are both required, or clusters without a GPU.
+        PipelineError: ``xla=true`` with custom operations, or ``xla=clusters`` without a GPU.
     """
     custom = model.options.get("operations") == "custom"
     if xla is True and custom:
@@ -83,12 +83,12 @@ def resolve_xla(xla: bool | str, precision: str, model: ModelSettings) -> bool |
 
 
 def build_network(model: ModelSettings, dataset: Any) -> Any:
-    """The network that the settings' group ``model`` names, for a dataset's images and classes."""
+    """Build a network for a dataset's image shape and number of classes."""
     return models.build(model.name, dataset.image_shape, dataset.num_classes, **model.options)
 
 
 def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:
-    """The network, its optimizer and the loop that trains it, for one dataset and the processes that share it."""
+    """Build the network, its optimizer and the loop that trains it on a dataset."""
     with precision_policy(settings.precision):
         network = build_network(settings.model, dataset)
         images = len(dataset.train.labels)
@@ -115,13 +115,13 @@ def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SING
 
 
 def build_deployable(loop: Loop, settings: Settings, dataset: Any) -> Any:
-    """The deployable graph of what a loop has trained, in float32 and with TensorFlow's own operations.
+    """Build the deployable model of a trained network, in float32 and with TensorFlow's operations.
 
     Returns:
         A `keras.Model`: uint8 [N, H, W, C] to float32 probabilities [N, K].
     """
     model = settings.model
-    if "operations" in model.options:  # every export target has TensorFlow's own operations
+    if "operations" in model.options:  # all export formats support TensorFlow's operations
         model = ModelSettings.parse({**model.plain(), "operations": "tensorflow"})
     with precision_policy("float32"):
         network = build_network(model, dataset)
@@ -142,7 +142,7 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def precision_policy(name: str) -> Iterator[None]:
-    """Keras's dtype policy inside the block; the previous one is restored after it."""
+    """Set Keras's dtype policy inside the block, and restore the previous one after it."""
     device.tensorflow()
     import keras
 

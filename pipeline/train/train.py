@@ -1,4 +1,4 @@
-"""Training as one story: load the dataset, build the network, fit it, finish the run.
+"""Train a network: load the dataset, build the network, fit it, finish the run.
 
 run = train(config.compose(["dataset=digits", "epochs=5", "name=first"]))
 """
@@ -33,11 +33,11 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
         callbacks: More Keras callbacks; they are called at the start and end of training and of each epoch.
 
     Returns:
-        The finished run, to which ``runs/latest`` then points; of several training processes only the first gets it.
+        The finished run, to which ``runs/latest`` points; None in all training processes except the first.
 
     Raises:
-        PipelineError: A setting, the data, the memory or the disk does not allow it, the loss is no longer finite, or
-            Ctrl-C was pressed; finished epochs are saved, and the message says how to resume.
+        PipelineError: A setting or the data is invalid, the memory or the disk is full, the loss is no longer finite,
+            or Ctrl-C was pressed. Finished epochs are saved, and the message says how to resume.
     """
     settings = setup.resolve(run_folder.resume_settings(settings))
     workers = cluster.connect(settings.cluster, settings.communication)
@@ -64,7 +64,7 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
 
 
 def check(settings: Settings, dataset: Any) -> list[str]:
-    """Notes about settings that hardly suit the dataset or the device.
+    """Return notes about settings that do not suit the dataset or the device.
 
     Raises:
         PipelineError: A split is empty.
@@ -95,7 +95,7 @@ def check(settings: Settings, dataset: Any) -> list[str]:
 def fit(
     loop: Loop, settings: Settings, dataset: Any, folder: Path, callbacks: Sequence[Any] = ()
 ) -> checkpoints.Progress:
-    """Train epoch after epoch, starting at the newest checkpoint; each epoch ends with a checkpoint.
+    """Train all epochs after the newest checkpoint, and write a checkpoint after each.
 
     Returns:
         The progress with the history. The network then has the weights of the epoch with the best validation accuracy
@@ -133,7 +133,7 @@ def fit(
         raise
     finally:
         bar.close()
-    if workers.is_chief and progress.best_epoch != progress.epoch:  # otherwise the network has these weights already
+    if workers.is_chief and progress.best_epoch != progress.epoch:  # otherwise the network already has these weights
         checkpoints.load(checkpoints.best_path(folder / "checkpoints", progress.best_epoch), network.variables)
     listeners.on_train_end()
     return progress

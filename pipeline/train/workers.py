@@ -27,17 +27,17 @@ from pipeline.core import cli, config, device
 from pipeline.core.errors import PipelineError
 from pipeline.train import cluster
 
-SECONDS_TO_FOLLOW = 20  # what stops one process stops the others by itself; inside NCCL only after a lost heartbeat
-SECONDS_TO_STOP = 10  # after SIGTERM: a process that waits for another one inside TensorFlow does not react to it
-PORTS = range(20000, 32768)  # below those that Linux assigns itself
+SECONDS_TO_FOLLOW = 20  # until all processes end after the first one; inside NCCL, only a lost heartbeat ends them
+SECONDS_TO_STOP = 10  # from SIGTERM to SIGKILL; a process that waits inside TensorFlow ignores SIGTERM
+PORTS = range(20000, 32768)  # below the range that Linux assigns
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 def environments(count: int) -> list[dict[str, str]]:
-    """The variables that give each of `count` processes its number and its GPU (TF_CONFIG, CUDA_VISIBLE_DEVICES).
+    """Environment variables (TF_CONFIG, CUDA_VISIBLE_DEVICES) that assign a number and a GPU to each process.
 
     Raises:
-        PipelineError: There are GPUs, but fewer than processes.
+        PipelineError: There are GPUs, but fewer than `count`.
     """
     gpus = device.gpu_count()
     if gpus and count > gpus:
@@ -58,7 +58,7 @@ def environments(count: int) -> list[dict[str, str]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that are free now and that Linux assigns to no other program before they are used."""
+    """Find free ports of this machine, outside the range that Linux assigns to other programs."""
     free: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         if len(free) == count:
@@ -74,17 +74,17 @@ def start(count: int, overrides: Sequence[str]) -> int:
 
     Args:
         count: Number of processes.
-        overrides: As for `python -m pipeline.train`; without ``name=`` or ``resume=`` the time names the run.
+        overrides: As for `python -m pipeline.train`; without ``name=`` or ``resume=``, the run is named by the time.
 
     Returns:
-        0, 130 after Ctrl-C or SIGTERM, or the exit code of the process that failed; the others are stopped then.
+        0, 130 after Ctrl-C or SIGTERM, or the exit code of the process that failed; the others are then stopped.
 
     Raises:
-        PipelineError: A bad override, ``cluster=`` among them, too few GPUs, or a process was killed.
+        PipelineError: An override is invalid or sets ``cluster=``, there are too few GPUs, or a process was killed.
     """
     settings = config.compose(overrides)
     if settings.cluster != "none":
-        raise PipelineError(f"The processes of one machine find each other; leave out cluster={settings.cluster}.")
+        raise PipelineError(f"pipeline.workers sets the cluster itself; leave out cluster={settings.cluster}.")
     if settings.resume is None:
         cluster.per_worker_batch(settings.batch_size, count)
     name = settings.resume or settings.name
@@ -103,10 +103,10 @@ def start(count: int, overrides: Sequence[str]) -> int:
                 workers.append(subprocess.Popen(command, env=environment, preexec_fn=die_with_me, **silent))
             codes = _wait(workers)
         except KeyboardInterrupt as stopped:
-            if not stopped.args:  # every process has received a terminal's Ctrl-C itself
+            if not stopped.args:  # the terminal has sent Ctrl-C to every process
                 _end_within(SECONDS_TO_FOLLOW, workers)
             stop(workers)
-            if workers and workers[0].returncode == 130:  # it has printed how to resume
+            if workers and workers[0].returncode == 130:  # this process has printed how to resume
                 return 130
             raise PipelineError(
                 f"Stopped by {cli.stopped_by(stopped)}. If an epoch was finished, resume with: "
@@ -129,7 +129,7 @@ def _verdict(codes: Sequence[int | None], problems: Sequence[Any]) -> int:
     causes = [index for index, code in enumerate(codes) if code not in (0, None, cluster.LOST)]
     if not causes:
         return 1
-    failed = min(causes, key=lambda index: codes[index] > 0)  # a killed process is the cause of the others' errors
+    failed = min(causes, key=lambda index: codes[index] > 0)  # a killed process causes the errors of the others
     problems[failed].seek(0)
     sys.stderr.write(problems[failed].read().decode(errors="backslashreplace"))
     if codes[failed] < 0:
@@ -139,7 +139,7 @@ def _verdict(codes: Sequence[int | None], problems: Sequence[Any]) -> int:
 
 
 def _wait(workers: Sequence[subprocess.Popen[Any]]) -> list[int | None]:
-    """Wait until the first process has ended or another one has failed, and the others have had time to follow.
+    """Wait until process 0 has ended or another one has failed, then give the others time to end.
 
     Returns:
         The exit code of each; None for one that still runs.
@@ -153,7 +153,7 @@ def _wait(workers: Sequence[subprocess.Popen[Any]]) -> list[int | None]:
 
 
 def _end_within(seconds: float, workers: Sequence[subprocess.Popen[Any]]) -> None:
-    """Wait for all of them to end by themselves, for at most `seconds`."""
+    """Wait at most `seconds` for all processes to end."""
     deadline = time.monotonic() + seconds
     for worker in workers:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
-"""`cifar10`: 60,000 colour photographs of 32×32 pixels in ten classes, 10,000 of them for the test.
+"""`cifar10`: 60,000 colour photographs of 32×32 pixels in ten classes, 10,000 of them in the test split.
 
-Searched for in `data_dir` and in its folder `cifar10`: first Parquet files as published on Hugging Face, then the
-official ``cifar-10-binary.tar.gz``; otherwise that archive is downloaded. The Python version of the archive is never
-read, because it consists of pickles.
+The source searches `data_dir` and its folder `cifar10` for Parquet files as published on Hugging Face, then for the
+official ``cifar-10-binary.tar.gz``; if neither exists, it downloads that archive. It never reads the Python version of
+the archive, which consists of pickles.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -51,10 +51,10 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
 
 
 def read(archive: Path) -> Contents:
-    """The contents of the official binary archive; nothing is unpacked on the disk.
+    """Read the official binary archive, without unpacking it on the disk.
 
     Raises:
-        PipelineError: It is not the published file.
+        PipelineError: The digest differs from the published one.
     """
     download.check_digest(archive, DIGEST)
     with tarfile.open(archive) as tar:

@@ -1,7 +1,7 @@
-"""`fashion_mnist`: 70,000 grey images of clothes, 28×28 pixels in ten classes, 10,000 of them for the test.
+"""`fashion_mnist`: 70,000 grey images of clothes, 28×28 pixels in ten classes, 10,000 of them in the test split.
 
-The four IDX files, plain or compressed with gzip, are searched for in `data_dir` and in its folder `fashion-mnist` (or
-`fashion_mnist`); missing files are downloaded from the official address.
+The source searches `data_dir` and its folder `fashion-mnist` (or `fashion_mnist`) for the four IDX files, plain or
+compressed with gzip, and downloads missing files from the official address.
 
 Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms, 2017, https://github.com/zalandoresearch/fashion-mnist.
@@ -66,7 +66,10 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
 
 
 def read_files(files: dict[str, Path]) -> Contents:
-    """The contents of the four IDX files, by their official names without ``.gz``.
+    """Read the four IDX files.
+
+    Args:
+        files: The path of each file, by its official name without ``.gz``.
 
     Raises:
         PipelineError: A file is damaged or not an IDX file, or the numbers of images and labels differ.
@@ -93,8 +96,8 @@ def read_files(files: dict[str, Path]) -> Contents:
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes, plain or compressed with gzip (http://yann.lecun.com/exdb/mnist).
 
-    Two zero bytes, one byte for the type (8), one for the number of dimensions, each dimension as a big-endian 32-bit
-    number, then the values.
+    The format is: two zero bytes, one byte for the type (8), one for the number of dimensions, each dimension as a
+    big-endian 32-bit number, then the values.
 
     Args:
         path: The file; its first bytes, not its name, tell whether it is compressed.

@@ -1,8 +1,8 @@
 """`image_folder`: your own images, one folder per class.
 
 Either ``data_dir/CLASS/*.jpg``, or ``data_dir/train/CLASS/…`` and optionally ``test/`` and ``validation/`` (or
-``val/``, ``valid/``, ``dev/``). PNG, JPEG, BMP, GIF and WebP, also in folders below the class. Images in other
-formats, such as HEIC and TIFF, are listed as unreadable; other files are ignored.
+``val/``, ``valid/``, ``dev/``). Images are PNG, JPEG, BMP, GIF or WebP files, also in subfolders of the class.
+Images in other formats, such as HEIC and TIFF, are listed as unreadable; other files are ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _find(root: Path) -> Source:
             raise PipelineError(f"The class {unknown[0]} is not in {splits['train']}; add it there or remove it.")
         files[split] = [(path, class_names.index(place.name)) for place in inside for path in _image_files(place)]
     paths = [path for part in files.values() for path, _ in part]
-    # An empty class folder contains no file, but counts as a class.
+    # With the class names, because an empty class folder contains no file.
     digest = digest_of(paths, root) + ":" + "\0".join(class_names)
     labels = {split: np.asarray([label for _, label in part], np.int32) for split, part in files.items()}
 
@@ -63,7 +63,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         others = [path.name for path in others if _image_files(path)]
         if others:
             raise PipelineError(
-                f"{root} has class folders in train and next to it ({', '.join(others)}); move these into train or "
+                f"{root} has class folders in train and next to it ({', '.join(others)}); move them into train or "
                 "out of the dataset."
             )
     elif others or not (root / "train").is_dir():
@@ -75,7 +75,7 @@ def _class_folders(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
     inside = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    # A link to a parent folder would be a class with all images.
+    # Skip links to a parent folder: such a class would contain all images.
     return [path for path in inside if not (path.is_symlink() and place.resolve().is_relative_to(path.resolve()))]
 
 

@@ -32,7 +32,7 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     """The Parquet files at `data_dir`.
 
     Raises:
-        PipelineError: There are none, or only some of them belong to a split.
+        PipelineError: There are no Parquet files, or only some of them belong to a split.
     """
     if data_dir is not None and data_dir.is_file():
         return from_files({"train": [data_dir]}, settings)
@@ -43,9 +43,13 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
 
 
 def find(folder: Path, *, deep: bool) -> dict[str, list[Path]]:
-    """The Parquet files of a folder (with `deep`, also of the folders in it), by split.
+    """Find the Parquet files of a folder, by split.
 
-    If no file name contains a split, all files are training images.
+    If no file belongs to a split, all files are training images.
+
+    Args:
+        folder: The folder.
+        deep: Also search its subfolders.
 
     Raises:
         PipelineError: Some files belong to a split and others do not.
@@ -61,13 +65,13 @@ def find(folder: Path, *, deep: bool) -> dict[str, list[Path]]:
         unnamed.append(path) if split is None else found.setdefault(split, []).append(path)
     if unnamed and found:
         raise PipelineError(
-            f"{unnamed[0]} does not belong to a split; begin its name with train, validation or test, or move it away."
+            f"{unnamed[0]} does not belong to a split; begin its name with train, validation or test, or remove it."
         )
     return {"train": unnamed} if unnamed else found
 
 
 def from_files(files: dict[str, list[Path]], settings: DatasetSettings, names: Sequence[str] | None = None) -> Source:
-    """A source of Parquet files by split; `names` are the class names if neither user nor file gives any."""
+    """A source of Parquet files by split; `names` are used if neither the user nor the file gives class names."""
     paths = [path for split in SPLITS for path in files.get(split, [])]
     root = Path(os.path.commonpath([path.parent for path in paths]))
     location = paths[0] if len(paths) == 1 else root
@@ -133,7 +137,7 @@ def _column(path: Path, schema: pa.Schema, candidates: tuple[str, ...]) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> PipelineError:
-    return PipelineError(f"{path} cannot be read as Parquet ({first_line(error)}); get it again.", exit_code=1)
+    return PipelineError(f"{path} cannot be read as Parquet ({first_line(error)}); replace it.", exit_code=1)
 
 
 def _hugging_face_names(path: Path) -> list[str] | None:

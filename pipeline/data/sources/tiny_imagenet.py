@@ -1,8 +1,8 @@
-"""`tiny_imagenet`: photographs of 64×64 pixels, 500 for each of 200 ImageNet classes, and 50 per class for the test.
+"""`tiny_imagenet`: photographs of 64×64 pixels in 200 ImageNet classes: 500 per class, and 50 in the test split.
 
-Searched for in `data_dir` and in its folder `tiny-imagenet`: first the unpacked folder (``wnids.txt``, ``train``,
-``val``), then a zip archive of it (``tiny-imagenet-200*.zip``, read without unpacking); otherwise the archive is
-downloaded. The official test split has no labels, so the official validation split is the test split here, and the
+The source searches `data_dir` and its folder `tiny-imagenet` for the unpacked folder (``wnids.txt``, ``train``,
+``val``), then for a zip archive (``tiny-imagenet-200*.zip``, read without unpacking); if neither exists, it downloads
+the archive. The official test split has no labels, so the official validation split is the test split here, and the
 validation split is a part of the training images.
 
 Source: Stanford CS231N, http://cs231n.stanford.edu/tiny-imagenet-200.zip; Le and Yang, Tiny ImageNet Visual Recognition
@@ -86,7 +86,7 @@ class _Folder:
 
 
 class _Zip:
-    """The archive, with the same names."""
+    """The zip archive, with the same interface as `_Folder`."""
 
     def __init__(self, path: Path):
         self.location = str(path)
@@ -105,7 +105,7 @@ class _Zip:
 
 
 def read(files: _Folder | _Zip) -> Contents:
-    """The contents of the folder or archive.
+    """Read the lists of the folder or archive.
 
     Raises:
         PipelineError: A list is missing or does not match the images.
