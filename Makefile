@@ -1,7 +1,7 @@
 # `make run` does everything on a fresh machine; `make help` lists the targets.
 #
 # PYTHON  the Python 3.11 that creates .venv                      make PYTHON=/opt/python3.11/bin/python3.11 run
-# PY      use this interpreter as it is, without installing       make PY=python3.11 test-gpu
+# PY      an interpreter to use without installing anything       make PY=python3.11 test-gpu
 # ARGS    arguments of the command                                make run ARGS="-p dataset cifar10 -p epochs 5"
 
 PYTHON ?= python3.11

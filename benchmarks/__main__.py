@@ -25,7 +25,7 @@ BENCHMARKS = {
     **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
     "workers": ["benchmarks.workers", "--data-dir", "DATA"],
 }
-BY_HAND = """The other figures of the README's table are the output of ordinary commands; save it with tee:
+BY_HAND = """The other figures of the README's table come from these commands; tee saves their output:
   (time python -m pipeline -p dataset cifar10 -p data_dir DATA) 2>&1 | tee pipeline.txt
   (time python -m export.trt_infer image.png) 2>&1 | tee trt_infer.txt
   make test-gpu ARGS="-n 4 --dist loadfile" 2>&1 | tee test_gpu.txt"""
@@ -34,12 +34,12 @@ BY_HAND = """The other figures of the README's table are the output of ordinary 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=__doc__.split("\n")[0].replace("``", ""),
+        description=__doc__.split(":")[0],
         epilog=BY_HAND,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(BENCHMARKS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"run only these: {known}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: all): {known}")
     parser.add_argument("--data-dir", help="folder of CIFAR-10, Tiny ImageNet and Fashion-MNIST, or of their downloads")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):

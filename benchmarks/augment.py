@@ -1,8 +1,8 @@
-"""Speed of the augmentation kernel: ``python -m benchmarks.augment``
+"""Measure the speed of the augmentation kernel: ``python -m benchmarks.augment``
 
 Measures each policy on one epoch of CIFAR-sized images in shuffled order, with float16 (GPU only) and float32 output.
-On a GPU the time is that of the kernel, measured with CUDA events, and is compared with a device-to-device copy of as
-many bytes. Bytes are bytes read plus bytes written. Every figure is the median after a warm-up.
+On a GPU, CUDA events measure the kernel's time, which is compared with a device-to-device copy of the same number of
+bytes (read plus written). Every figure is the median after a warm-up.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds between two events on the GPU. The copies queued first keep the GPU busy while the host prepares the
-    launch, so that the time of the preparation is not included."""
+    """Seconds between two events on the GPU. Copies queued first keep the GPU busy while the host prepares the launch,
+    so that the preparation is not measured."""
     import cupy
 
     ballast = cupy.empty(2**30, cupy.uint8)
@@ -54,7 +54,16 @@ def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Figures for every policy and output type, and for a copy."""
+    """Measure every policy and output type, and a copy.
+
+    Args:
+        count: Number of images.
+        shape: (H, W, C) of the images.
+        repeats: Timed launches.
+
+    Returns:
+        The content of the result file.
+    """
     xp = device.xp()
     generator = numpy.random.default_rng(0)
     images = device.to_device(generator.integers(0, 256, (count, *shape), dtype=numpy.uint8))
@@ -63,7 +72,7 @@ def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, 
     for dtype in ("float16", "float32") if device.has_gpu() else ("float32",):
         out = xp.empty(images.shape, dtype)
         moved = images.nbytes + out.nbytes
-        # A copy reads as many bytes as it writes.
+        # A copy reads half of the bytes and writes the other half.
         source, target = xp.zeros(moved // 2, xp.uint8), xp.empty(moved // 2, xp.uint8)
         seconds = median_seconds(functools.partial(xp.copyto, target, source), repeats)
         copy = moved / seconds
@@ -88,9 +97,9 @@ def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.augment", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--images", type=int, default=50_000, help="images in the epoch (default 50000)")
-    parser.add_argument("--repeats", type=int, default=None, help="timed launches (default 50 on a GPU, 5 without)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.augment", description=__doc__.split(":")[0])
+    parser.add_argument("--images", type=int, default=50_000, help="images in the epoch (default: 50000)")
+    parser.add_argument("--repeats", type=int, default=None, help="timed launches (default: 50 on a GPU, 5 on a CPU)")
     arguments = parser.parse_args()
     if arguments.images < 1 or (arguments.repeats is not None and arguments.repeats < 1):
         parser.error("--images and --repeats must be at least 1")

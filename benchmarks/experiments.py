@@ -1,8 +1,8 @@
-"""Measure speed and accuracy of the presets in `pipeline/conf/experiment`: ``python -m benchmarks.experiments NAME …``
+"""Measure speed and accuracy of the presets in pipeline/conf/experiment: ``python -m benchmarks.experiments NAME …``
 
-A preset is trained with its own settings. One epoch before the measurement compiles the graphs and is then undone, so
-that the times do not include compilation. The test accuracy is that of the network after the last epoch. The history of
-loss, top-1 and top-5 accuracy is written to the result file, and its curves to an image with the same name.
+Each preset is trained with its own settings. An epoch before the measurement compiles the graphs; its updates are then
+discarded. The test accuracy is measured after the last epoch. The history of loss, top-1 and top-5 accuracy is written
+to the result file, and its curves to an image with the same name.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from pipeline.train import setup
 
 def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, Any]:
     """Train one preset.
+
+    Args:
+        name: The preset.
+        data_dir: Folder of its dataset.
+        overrides: Settings that replace the preset's, such as ``epochs=5``.
 
     Returns:
         ``epoch_seconds`` (median, without compilation), ``images_per_second``, ``compile_seconds``, ``history`` (with
@@ -75,7 +80,7 @@ def main() -> None:
     known = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split(":")[0])
     parser.add_argument("names", nargs="+", metavar="NAME", choices=known, help=", ".join(known))
-    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--data-dir", default=None, help="folder of the dataset, or of its download")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the preset's")
     arguments = parser.parse_args()
     for name in arguments.names:

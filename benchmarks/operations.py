@@ -1,9 +1,9 @@
-"""Training speed with and without the custom operations: ``python -m benchmarks.operations``
+"""Measure the training speed with and without the custom operations: ``python -m benchmarks.operations``
 
-Trains each network that contains a custom operation in four variants: the custom operation without XLA, the same with
-XLA clusters around it, TensorFlow's own operations without XLA, and those with XLA for the whole graph. The figures are
-images/s including augmentation, the median of whole epochs after one that compiles. On a CPU the variants with XLA are
-left out, because training does not use XLA there.
+Trains each network that contains a custom operation in four variants: custom operations without XLA, custom operations
+with XLA clusters, TensorFlow's operations without XLA, and TensorFlow's operations with XLA. The figures are images/s
+including augmentation, as the median of whole epochs after one that compiles. On a CPU the variants with XLA are
+skipped, because training does not use XLA there.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def measure(settings: Settings, dataset: Any, epochs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after one that compiles")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more training settings")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__.split(":")[0])
+    parser.add_argument("--dataset", default="digits", help="(default: %(default)s)")
+    parser.add_argument("--data-dir", default=None, help="folder of the dataset, or of its download")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="(default: all)")
+    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs after one that compiles (default: %(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="additional training settings")
     arguments = parser.parse_args()
     chosen = [f"dataset={arguments.dataset}", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
     chosen += [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []

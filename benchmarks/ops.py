@@ -15,7 +15,7 @@ from pipeline.core.errors import PipelineError
 
 
 def largest_difference() -> float:
-    """Between the custom operations and TensorFlow's own: values and gradients of float32 [257, 33]."""
+    """Compare values and gradients of the custom operations with TensorFlow's own, for float32 [257, 33]."""
     tf = device.tensorflow()
     generator = np.random.default_rng(0)
     shapes = (257, 33), (33,), (257, 33)
@@ -34,17 +34,15 @@ def largest_difference() -> float:
 
 def main() -> None:
     rows = 65536 if device.has_gpu() else 2048
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
-    parser.add_argument(
-        "--rows", type=cli.positive, default=rows, help="rows of 1024 columns (default here: %(default)s)"
-    )
-    parser.add_argument("--dtypes", nargs="+", choices=ops.DTYPES, default=list(ops.DTYPES))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.split(":")[0])
+    parser.add_argument("--rows", type=cli.positive, default=rows, help="rows of 1024 columns (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=ops.DTYPES, default=list(ops.DTYPES), help="(default: all)")
     arguments = parser.parse_args()
 
     started = time.perf_counter()
     print(f"built: {ops.build()} ({time.perf_counter() - started:.1f} s)")
     if not ops.available():
-        raise PipelineError("The custom operations do not run here; the warning above gives the reason.", 1)
+        raise PipelineError("The custom operations do not run on this machine; see the warning above.", 1)
     difference = largest_difference()
     print(f"largest difference from TensorFlow's own operations: {difference:.1e}")
     if not difference < 1e-5:

@@ -3,8 +3,8 @@
     rows = ops_timing.measure((65536, 1024), "float16")
     print(ops_timing.table(rows))
 
-A graph calls an operation many times, each time on the previous result, so that TensorFlow cannot leave out a call and
-no Python code runs between the launches. On a GPU several graph calls are queued before the clock is read, so that the
+A graph calls an operation many times, each time on the previous result, so that TensorFlow cannot skip a call and no
+Python code runs between the launches. On a GPU several graph calls are queued before the clock is read, so that the
 host's time to start a graph (0.5 ms) overlaps with the GPU's work.
 """
 
@@ -36,9 +36,9 @@ class Row:
         dtype: Dtype of the tensors.
         elements: Number of elements in each tensor.
         bytes: Bytes that must be read and written.
-        seconds: Seconds by variant: ``custom``, ``tensorflow`` for TensorFlow's operations one by one, ``xla`` for the
-            same compiled. ``custom`` is None if the custom operation is not available.
-        floor: Seconds for a copy of that many bytes, measured in the same run.
+        seconds: Seconds by variant: ``custom`` (None if the custom operation is not available), ``tensorflow``
+            (TensorFlow's own operations) and ``xla`` (TensorFlow's own operations, compiled by XLA).
+        floor: Seconds for a copy of the same number of bytes, measured in the same run.
     """
 
     operation: str
@@ -91,7 +91,7 @@ def measure(shape: tuple[int, int], dtype: str = "float32", repetitions: int | N
 
 
 def _operations(tf: Any) -> dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]]:
-    """By name: the custom operation and the usual TensorFlow code for it, as functions of features and bias."""
+    """Name to (custom operation, its TensorFlow equivalent), each a function of features and bias."""
     return {
         "leaky_relu": (
             lambda x, b: ops.leaky_relu(x, 0.9, operations="custom"),

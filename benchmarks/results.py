@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def save(name: str, figures: Any, command: str | None = None) -> Path:
-    """Write figures to ``benchmarks/results/NAME-gpu.json`` (or ``-cpu``), and replace an older file.
+    """Write figures to ``benchmarks/results/NAME-gpu.json`` (or ``-cpu``); an existing file is replaced.
 
     A benchmark with options other than ``--data-dir`` writes to ``NAME-gpu-options.json``, which git ignores, so that
     it does not replace a figure of the README.
@@ -23,7 +23,7 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     Args:
         name: The benchmark, for example "augment".
         figures: Any JSON value.
-        command: The command that was measured; the running one by default.
+        command: The command that was measured; by default, the running command.
 
     Returns:
         The path of the file.

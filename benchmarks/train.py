@@ -1,9 +1,9 @@
 """Measure the training speed, augmentation included: ``python -m benchmarks.train``
 
-Trains the cnn with the project's loop and, in the same process, with Keras `fit`: the same network, optimizer,
-clipping, loss scaling and precision, once with a typical tf.data pipeline (flip, crop, brightness) and once with plain
-arrays and no augmentation. Each figure is the median of whole epochs after one that compiles. On a GPU, CUDA's profiler
-also counts the bytes copied from the host to the device during one epoch.
+Trains the cnn with the project's loop and with Keras `fit`, in one process and with the same network, optimizer,
+clipping, loss scaling and precision. Keras runs twice: with a typical tf.data pipeline (flip, crop, brightness), and
+with plain arrays and no augmentation. Each figure is the median of whole epochs after one that compiles. On a GPU,
+CUDA's profiler also counts the bytes copied from the host to the device during one epoch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.train import setup
 
 
 def own_loop(settings: Settings, dataset: Any, epochs: int) -> dict[str, Any]:
-    """Measure images/s of the project's loop, and the bytes copied from the host in one further epoch."""
+    """Measure images/s of the project's loop, and the bytes copied from the host in another epoch."""
     loop = setup.build_loop(settings, dataset)
     figures, _ = timed_epochs(loop, dataset, epochs)
     if device.has_gpu():
@@ -79,7 +79,7 @@ def keras_fit(settings: Settings, dataset: Any, epochs: int, augmented: bool) ->
 
 
 def host_to_device(work: Any) -> dict[str, int]:
-    """Count ``copies`` and ``bytes`` from host to device, of all libraries, while `work` runs."""
+    """Run `work` and count the host-to-device ``copies`` and ``bytes`` of all libraries."""
     tf = device.tensorflow()
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -110,11 +110,11 @@ def host_to_device(work: Any) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.split(":")[0])
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--epochs", type=int, default=5, help="measured epochs, after one that compiles")
-    parser.add_argument("--limit-per-class", type=int, default=None, help="use fewer images, for a test on a CPU")
+    parser.add_argument("--dataset", default="cifar10", help="(default: %(default)s)")
+    parser.add_argument("--data-dir", default=None, help="folder of the dataset, or of its download")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512], help="(default: 128 512)")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs after one that compiles (default: %(default)s)")
+    parser.add_argument("--limit-per-class", type=int, default=None, help="maximum number of images per class")
     arguments = parser.parse_args()
     dataset = load_dataset(
         arguments.dataset, arguments.data_dir, limit_per_class=arguments.limit_per_class, validation_fraction=0.1

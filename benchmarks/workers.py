@@ -1,6 +1,6 @@
 """Measure the training speed of several GPUs: ``python -m benchmarks.workers --data-dir DATA``
 
-Trains ResNet-18 by `python -m pipeline.workers` with one training process and with one for each GPU; the batch size
+Trains ResNet-18 with `python -m pipeline.workers` with one training process and with one for each GPU; the batch size
 per process is the same. The figures are images/s of all processes together, augmentation included (the median of whole
 epochs after one that compiles), and the test accuracy of each run.
 """
@@ -33,7 +33,7 @@ def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]
         each epoch, including the first) and ``test_accuracy``.
 
     Raises:
-        PipelineError: The training failed; its own error message is on standard error.
+        PipelineError: The training failed; its error message is on standard error.
     """
     command = [sys.executable, "-m", "pipeline.workers", str(count), *overrides]
     with tempfile.TemporaryDirectory() as folder:
@@ -76,12 +76,12 @@ def main() -> None:
     data = Path(arguments.data_dir).absolute()
     chosen = ["dataset=cifar10", "model=resnet18", f"epochs={arguments.epochs}", *arguments.set]
     measured = []
-    print(f"{'workers':>7} {'batch':>6} {'images/s':>12} {'accuracy':>9}")
+    print(f"{'processes':>9} {'batch':>6} {'images/s':>12} {'accuracy':>9}")
     for count in counts:
         run = measure(count, [*chosen, f"data_dir={data}"], arguments.batch_size)
         measured.append(run)
         speed = f"{run['images_per_second']:,.0f}"
-        print(f"{count:>7} {run['batch_size']:>6} {speed:>12} {run['test_accuracy']:>9.2%}", flush=True)
+        print(f"{count:>9} {run['batch_size']:>6} {speed:>12} {run['test_accuracy']:>9.2%}", flush=True)
     print(f"written to {results.save('workers', {'settings': chosen, 'runs': measured})}")
 
 

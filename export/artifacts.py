@@ -1,4 +1,4 @@
-"""Shared by all export formats: calibration and test images, and measuring an exported model.
+"""Choose calibration and test images and measure exported models; shared by all export formats.
 
 sample = artifacts.test_sample(run, dataset)         # test images with the Keras model's probabilities
 exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
@@ -27,12 +27,12 @@ THROUGHPUT_BATCH = 64
 
 
 def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
-    """Choose images in a seeded random order, as evenly over the classes as the classes' sizes allow.
+    """Choose images in seeded random order, balanced over the classes as far as their sizes allow.
 
     Args:
         labels: int [N], NumPy or CuPy.
         count: How many images to choose.
-        seed: Seed of the choice and of its order.
+        seed: Random seed.
 
     Returns:
         int64 [min(N, count)] distinct indices, on the host.
@@ -50,7 +50,14 @@ def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
 
 
 def calibration_images(dataset: Any) -> np.ndarray:
-    """Training images for INT8 calibration: uint8 [min(N, 512), H, W, C] on the host, balanced over the classes."""
+    """Choose training images for INT8 calibration, balanced over the classes.
+
+    Args:
+        dataset: A `Dataset`.
+
+    Returns:
+        uint8 [min(N, 512), H, W, C] on the host.
+    """
     indices = balanced_sample(dataset.train.labels, CALIBRATION_IMAGES)
     return np.ascontiguousarray(device.to_numpy(dataset.train.images[device.to_device(indices)]))
 
@@ -71,14 +78,14 @@ class Sample:
 
 
 def test_sample(run: runs.Run, dataset: Any) -> Sample:
-    """Up to 10,000 test images; also measures the Keras model on them and records the result as ``model.keras``.
+    """Choose up to 10,000 test images, measure the Keras model on them and record the result as ``model.keras``.
 
     Raises:
         PipelineError: The dataset has other classes or another image shape than the run, or no test images.
     """
     run.check_dataset(dataset)
     if len(dataset.test.labels) == 0:
-        raise PipelineError(f"The dataset {dataset.name} has no test images, which export needs to measure accuracy.")
+        raise PipelineError(f"The dataset {dataset.name} has no test images; export needs them to measure accuracy.")
     order = balanced_sample(dataset.test.labels, ACCURACY_IMAGES)
     keras_model = Predictor.load(run.model_path)
     images = dataset.test.images[device.to_device(order)]
@@ -93,12 +100,12 @@ def size(path: Path) -> int:
 
 
 def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
-    """Size, accuracy, agreement with Keras, and speed of a model on this machine.
+    """Measure size, accuracy, agreement with Keras, and speed of a model on this machine.
 
     Times include the copy of the probabilities to the host.
 
     Returns:
-        A dictionary with ``size_bytes``, ``test_accuracy`` (of all images of the sample), ``test_images``,
+        A dictionary with ``size_bytes``, ``test_accuracy`` (on all images of the sample), ``test_images``,
         ``agreement`` (fraction of the first 1,000 images with the same top class as Keras), ``latency_ms`` (one image,
         median after warm-up), ``images_per_second`` (at batch 64) and ``device``.
     """

@@ -36,13 +36,13 @@ def command(
         description: One sentence for ``--help``.
         names: The files or folders in a run's `export/` that the command can use, the preferred one first.
         make: The command that creates them.
-        require: Raises `PipelineError` if this machine cannot run them.
+        require: A function that raises `PipelineError` if this machine cannot run them.
 
     Returns:
         The exit code: 0, or 1 if an image could not be read; all other images are classified.
 
     Raises:
-        PipelineError: There is no run, no exported model in it, or the model cannot be loaded on this machine.
+        PipelineError: The run or the exported model does not exist, or this machine cannot load the model.
     """
     parser = argparse.ArgumentParser(
         prog=program, description=description, epilog=f"Example: {program} photo.jpg photos/ --run runs/first --top 3"
@@ -50,9 +50,9 @@ def command(
     parser.add_argument("images", nargs="+", help="image files, or folders that are searched recursively")
     parser.add_argument("--run", help="run folder or name (default: runs/latest)")
     parser.add_argument(
-        "--artifact", help=f"a name in the run's export folder, or a path (default: the first of {', '.join(names)})"
+        "--artifact", help=f"name in the run's export folder, or a path (default: the first of {', '.join(names)})"
     )
-    parser.add_argument("--top", type=cli.positive, default=3, help="how many classes to show (default: %(default)s)")
+    parser.add_argument("--top", type=cli.positive, default=3, help="number of classes to show (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     require()
@@ -74,8 +74,8 @@ def classify(predictor: Predictor, paths: Sequence[str]) -> list[tuple[str, Pred
     """Classify image files and the images in folders.
 
     Returns:
-        (path, prediction, or the error of an image that cannot be read), in the order given; the images of a folder
-        are sorted by path.
+        (path, `Prediction`) for each image in the order given, or (path, `PipelineError`) for an image that cannot be
+        read. The images of a folder are sorted by path.
     """
     answers: list[tuple[str, Prediction | PipelineError]] = []
     files = _files(paths)
@@ -101,8 +101,10 @@ def _reason(error: PipelineError) -> str:
 
 
 def _files(paths: Sequence[str]) -> Iterator[str]:
-    """The files, and all images in the folders, also of formats that cannot be read, so that each one is reported; a
-    folder without images is returned itself."""
+    """Yield the given files and all images in the given folders, or the folder's own path if it contains none.
+
+    Images in unsupported formats are included, so that each of them is reported.
+    """
     formats = SUFFIXES | OTHER_SUFFIXES
     for path in paths:
         if Path(path).is_dir():
@@ -153,7 +155,7 @@ def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction |
     for place in range(top if wide else 0):
         table.add_column("class" if place == 0 else f"{place + 1}.", no_wrap=True)
         table.add_column("probability" if place == 0 else "", justify="right", no_wrap=True)
-    if not wide:  # one column for all classes, with line breaks between two classes
+    if not wide:  # on a narrow terminal, one column for all classes
         table.add_column("classes and their probabilities", min_width=min(40, widest + 7))
     for path, answer in answers:
         if not isinstance(answer, PipelineError):

@@ -19,7 +19,7 @@ def labels_json(card: runs.ModelCard) -> bytes:
 
 
 def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
-    """A TFLite file with `labels.json` in a zip archive at its end, where TFLite's metadata format puts such files.
+    """A TFLite file with `labels.json` in a zip archive at its end, as in TFLite's metadata format.
 
     The interpreter ignores what follows the flatbuffer, and ``unzip model.tflite`` extracts the labels.
     """
@@ -30,7 +30,7 @@ def with_labels(flatbuffer: bytes, card: runs.ModelCard) -> bytes:
 
 
 def read_class_names(path: Path) -> list[str] | None:
-    """Class names from an exported file or folder, else from the `model_card.json` of its run, else None."""
+    """Read class names from an exported file or folder, or else from its run's `model_card.json`; None without both."""
     try:
         if path.is_dir():
             content = (path / LABELS).read_bytes()

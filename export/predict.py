@@ -1,4 +1,4 @@
-"""Predict with any exported format: Keras, SavedModel, TFLite and TF-TRT give the same predictions in the same form.
+"""One `Predictor` runs every exported format: Keras, SavedModel, TFLite and TF-TRT.
 
 predictor = Predictor.load("runs/latest/export/model_int8.tflite")    # or .keras, a SavedModel, a TF-TRT folder
 for prediction in predictor.predict(["cat.jpg", open("dog.png", "rb").read(), pixels]):
@@ -44,8 +44,8 @@ class Prediction:
 
     Attributes:
         label: Name of the most probable class.
-        index: Its index.
-        probability: Its probability.
+        index: Index of that class.
+        probability: Probability of that class.
         probabilities: float32 [K] on the host: the probability of every class.
     """
 
@@ -66,7 +66,7 @@ class _Graph:
 
 
 class Predictor:
-    """A loaded model; made by `Predictor.load`. Several threads may use it at the same time.
+    """A loaded model, created by `Predictor.load`. Several threads may use it at the same time.
 
     Attributes:
         path: The file or folder it was loaded from.
@@ -91,7 +91,7 @@ class Predictor:
         Args:
             path: A run's folder or name (its Keras model; ``runs/latest`` by default), a `.keras` or `.tflite` file, a
                 SavedModel folder or a TF-TRT folder. Class names are read from the exported file or from the run that
-                contains it. If there are none, the classes are called "class 0", "class 1", … and a warning is given.
+                contains it. If there are none, the classes are called "class 0", "class 1", … and a warning is issued.
 
         Raises:
             PipelineError: The path does not exist, the model is damaged or does not take uint8 images, or it needs a
@@ -105,8 +105,8 @@ class Predictor:
             warnings.warn(f'{path} has no class names; using "class 0" to "{class_names[-1]}".', stacklevel=2)
         if len(class_names) != graph.num_classes:
             raise PipelineError(
-                f"{path} has {graph.num_classes} outputs but {len(class_names)} class names; move it back to the run "
-                "that it belongs to."
+                f"{path} has {graph.num_classes} outputs but {len(class_names)} class names; move it back to "
+                "the folder of its run."
             )
         return cls(path, kind, graph, class_names)
 
@@ -114,8 +114,8 @@ class Predictor:
         """Classify images, in the order given.
 
         Args:
-            images: uint8 pixels (NumPy or CuPy) [N, H, W, C], or one image [H, W, C] or [H, W], with 1 or 3 channels
-                in RGB order; or a path; or the bytes of an image file; or any iterable of such single images, mixed.
+            images: A uint8 array (NumPy or CuPy) [N, H, W, C], [H, W, C] or [H, W], with 1 or 3 channels in RGB order;
+                a path; the bytes of an image file; or an iterable of single images in any of these forms.
 
         Returns:
             One `Prediction` for each image.
@@ -140,7 +140,7 @@ class Predictor:
             float32 [N, K] on the host.
 
         Raises:
-            PipelineError: Another dtype or shape.
+            PipelineError: The dtype or the shape differs.
         """
         if images.dtype != np.uint8 or tuple(images.shape[1:]) != self.input_shape:
             raise PipelineError(
@@ -152,10 +152,10 @@ class Predictor:
         return np.concatenate(answers) if answers else np.empty((0, self._graph.num_classes), np.float32)
 
     def read(self, image: Any) -> np.ndarray:
-        """Read and resize one image, in any form that `predict` takes; returns uint8 [H, W, C] (NumPy, on the host).
+        """Read and resize one image, in any form that `predict` accepts; returns uint8 [H, W, C] (NumPy, on the host).
 
         Raises:
-            PipelineError: It cannot be read, or is not a uint8 image with 1 or 3 channels.
+            PipelineError: The image cannot be read, or is not a uint8 array with 1 or 3 channels.
         """
         if isinstance(image, ENCODED):
             return resize_and_center_crop(decode_image(image), self.input_shape)
@@ -169,7 +169,7 @@ class Predictor:
         return [(self.class_names[index], float(prediction.probabilities[index])) for index in order]
 
     def _batches(self, images: Any) -> Iterator[Any]:
-        """Arrays of the model's input shape from the argument of `predict`."""
+        """Yield batches of the model's input shape from the argument of `predict`."""
         if getattr(images, "ndim", 0) > 3:
             _check_pixels(images, 4)
             if tuple(images.shape[1:]) == self.input_shape:
@@ -217,7 +217,7 @@ def _identify(path: str | os.PathLike[str] | None) -> tuple[str, Path]:
 
 
 def _graph(path: Path, forward: Any, dtype: Any, shape: Any, classes: Any, limit: int = MAX_BATCH) -> _Graph:
-    """A `_Graph`, if the model takes uint8 images and returns class probabilities."""
+    """Create a `_Graph`; raise `PipelineError` if the model does not take uint8 images or has no classes."""
     dtype, shape = np.dtype(dtype), tuple(shape)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or None in shape or not classes:
         raise PipelineError(
@@ -253,7 +253,7 @@ def _saved_model(path: Path) -> _Graph:
         signature = loaded.signatures["serving_default"]
         ((name, pixels),) = signature.structured_input_signature[1].items()
         ((output, probabilities),) = signature.structured_outputs.items()
-    except Exception as error:  # TensorFlow raises whatever its protobuf and file readers raise
+    except Exception as error:  # TensorFlow's protobuf and file readers raise many types
         raise PipelineError(f"{path} is not a readable SavedModel of a classifier ({first_line(error)}).") from error
 
     def forward(images: Any) -> np.ndarray:
@@ -284,7 +284,7 @@ def _tflite(path: Path) -> _Graph:
         ) from error
     pixels, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     scale, zero_point = output["quantization"]
-    lock = threading.Lock()  # an interpreter has one set of tensors
+    lock = threading.Lock()  # an interpreter is not thread-safe
 
     def forward(images: Any) -> np.ndarray:
         images = device.to_numpy(images)
@@ -303,11 +303,11 @@ def _tflite(path: Path) -> _Graph:
 
 
 def _check_flatbuffer(content: bytes) -> None:
-    """Read a TFLite file completely: the interpreter does not check offsets, and crashes on a truncated file."""
+    """Parse the whole TFLite file: the interpreter does not check offsets and crashes on a truncated file."""
     from tensorflow.lite.python import schema_py_generated as schema
 
     if content[4:8] != b"TFL3":
-        raise ValueError("it does not begin with TFL3")
+        raise ValueError("the identifier TFL3 is missing")
     try:
         schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     except Exception as error:  # flatbuffers raises struct.error, ValueError, IndexError, TypeError for a wrong offset

@@ -22,21 +22,21 @@ from pipeline.core.errors import PipelineError, first_line
 MANIFEST = "tftrt.json"
 VERSION = "8.6.1"  # TensorFlow 2.17 is linked against it
 LIBRARIES = ("libnvinfer", "libnvinfer_plugin")
-INSTEAD = "without it, use TFLite: python -m export.tflite, python -m export.tflite_infer"
+INSTEAD = "to use TFLite instead: python -m export.tflite, then python -m export.tflite_infer"
 
 
 def require(artifact: Path | None = None) -> tuple[int, int, int]:
     """Load TensorRT, or raise an error that names what is missing.
 
     Args:
-        artifact: A TF-TRT folder that will be used next: its engines only run on the kind of GPU that built them.
+        artifact: A TF-TRT folder; its engines must have been built for this GPU's compute capability.
 
     Returns:
         The version of the loaded TensorRT, for example (8, 6, 1).
 
     Raises:
-        PipelineError: There is no NVIDIA GPU, no TensorRT 8.6, TensorFlow was built without it, or the engines were
-            built on another kind of GPU.
+        PipelineError: There is no NVIDIA GPU or no TensorRT 8.6, TensorFlow was built without TensorRT, or the
+            engines were built for another compute capability.
     """
     if not device.has_gpu():
         raise PipelineError(f"TF-TRT needs an NVIDIA GPU, and this machine has none; {INSTEAD}")
@@ -53,7 +53,7 @@ def require(artifact: Path | None = None) -> tuple[int, int, int]:
                 f"The engines in {artifact} were built for compute capability {built_for}, but this GPU has "
                 f"{device.compute_capability()}; export again on this machine: python -m export.tftrt"
             )
-    version = load()  # first, because TensorFlow opens the library when it is asked whether it has TensorRT
+    version = load()  # before is_tensorrt_enabled(), which opens the library
     tf = device.tensorflow()
     from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils as tf2tensorrt
 
@@ -69,7 +69,7 @@ def load() -> tuple[int, int, int]:
     """Load TensorRT under the names that TensorFlow opens; returns its version.
 
     Raises:
-        PipelineError: It is not installed, or cannot be loaded.
+        PipelineError: TensorRT is not installed or cannot be loaded.
     """
     for name in LIBRARIES:
         wanted = f"{name}.so.{VERSION}"
@@ -121,7 +121,7 @@ def load_as(name: str, library: Path) -> None:
         library: A shared library for this machine's architecture.
 
     Raises:
-        OSError: The loader does not accept it.
+        OSError: The dynamic loader rejects `library`.
     """
     with tempfile.TemporaryDirectory() as folder:
         forwarder = Path(folder) / name

@@ -1,4 +1,4 @@
-"""Run the notebooks in order, on the built-in digits or on the dataset that -p names.
+"""Run the notebooks in order, on the built-in digits or on the dataset given by -p.
 
     python -m pipeline
     python -m pipeline --name first -p dataset cifar10 -p data_dir ~/data/cifar10 -p epochs 5
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a parameter for every notebook that declares it; may be given several times",
     )
     parser.add_argument("--name", help="name of the run, whose folder is runs/NAME (default: notebooks-DATE-TIME)")
-    parser.add_argument("--notebooks", nargs="+", metavar="NOTEBOOK", help="only these, such as 03_train")
+    parser.add_argument("--notebooks", nargs="+", metavar="NOTEBOOK", help="such as 03_train (default: all)")
     options = parser.parse_args(arguments)
     run_notebooks(dict(options.parameters), options.name, options.notebooks)
 

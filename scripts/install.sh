@@ -31,8 +31,8 @@ create_venv() {
     $' uv:     uv python install 3.11 && make PYTHON="$(uv python find 3.11)" run\n' \
     $' pyenv:  pyenv install 3.11 && make PYTHON="$(pyenv prefix 3.11)/bin/python" run\n' \
     $' conda:  conda create -n py311 python=3.11 && conda activate py311 && make run'
-  [[ ! -L .venv ]] || fail "$PWD/.venv is a link; remove it, or use it as it is: make PY=.venv/bin/python run"
-  # Start again after an interrupted installation, in a moved folder, or without the Python that made .venv.
+  [[ ! -L .venv ]] || fail "$PWD/.venv is a symbolic link; remove it, or use it unchanged: make PY=.venv/bin/python run"
+  # Recreate .venv if an installation was interrupted, the folder was moved, or its Python is missing.
   if [[ -e .venv/.installing || $(.venv/bin/pip --version 2>/dev/null) != *"$PWD/.venv/"*"(python 3.11)" ]]; then
     rm -rf .venv
     "$python" -m venv .venv
@@ -40,7 +40,7 @@ create_venv() {
   touch .venv/.installing
 }
 
-# PIP_USER=0: a "user" setting for other environments would fail in .venv.
+# PIP_USER=0, because the pip setting "user" is an error inside a virtual environment.
 pip_install() { PIP_USER=0 .venv/bin/python -m pip install --disable-pip-version-check --no-input "$@"; }
 
 install() {
@@ -59,7 +59,7 @@ install() {
   rm .venv/.installing
 }
 
-# Two simultaneous calls would install into the same folder.
+# Lock, because simultaneous calls would install into the same folder.
 exec 9<requirements.txt
 ! command -v flock >/dev/null || flock 9
 if ! installed requirements-gpu.txt; then

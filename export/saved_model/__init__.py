@@ -1,4 +1,4 @@
-"""Export a run as a SavedModel (uint8 pixels in, float32 probabilities out); the converters start from it.
+"""Export a run as a SavedModel (uint8 pixels in, float32 probabilities out), which the converters read.
 
 saved_model.save(run)        # writes runs/NAME/export/saved_model
 """
@@ -39,7 +39,7 @@ def write(model: Any, folder: Path) -> None:
 
 
 def float32_copy(model: Any) -> Any:
-    """A copy of a Keras model that computes in float32, whatever precision it was trained in.
+    """A copy of a Keras model that computes in float32, regardless of its training precision.
 
     The weights are float32 under every mixed policy; TFLite and TensorRT do not support bfloat16 arithmetic.
     """

@@ -1,4 +1,4 @@
-"""Export a run as TFLite files in float32, float16 and INT8, each measured against the Keras model.
+"""Export a run as TFLite files in float32, float16 and INT8, and compare each with the Keras model.
 
     paths = tflite.export(runs.find())       # {"float32": .../model_float32.tflite, ...}
 
@@ -64,7 +64,7 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
             support.
     """
     if precision not in PRECISIONS:
-        raise PipelineError(f"Expected a TFLite precision out of {', '.join(PRECISIONS)}, got {precision!r}.")
+        raise PipelineError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     integer = precision == "int8"
     if integer and (calibration is None or len(calibration) == 0):
         raise PipelineError("INT8 needs calibration images, got none; pass training images.")
@@ -79,7 +79,7 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if integer:
-            # A black and a white pixel in one image fix the input range to 0..255, whatever the images contain.
+            # A black and a white pixel in one image fix the input range to 0..255.
             pinned = calibration[0].copy()
             pinned[0, 0], pinned[-1, -1] = 0, 255
             converter.representative_dataset = lambda: ([i[None].astype("float32")] for i in (pinned, *calibration))
@@ -94,7 +94,7 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
 
 
 def find_unsupported_layer(model: Any) -> str:
-    """Name the first layer of a deployable model's network that TFLite cannot convert on its own."""
+    """Name the first layer of a deployable model's network that TFLite cannot convert."""
     tf = device.tensorflow()
     import keras
 
@@ -123,7 +123,7 @@ def _single_layer_model(layer: Any) -> Any:
 def _for_integers(model: Any) -> Any:
     """The deployable model rewritten for quantization: float32 pixels from 0 to 255 in, probabilities out.
 
-    The input is float so that its quantization is scale 1 and zero point 0, without a cast before it. Rescaling and
+    A float input is quantized with scale 1 and zero point 0 and needs no cast. Rescaling and
     normalisation become one 1×1 depthwise convolution, so that pixels are rounded once instead of after each of three
     operations: on CIFAR-10 this improved the agreement with the Keras model by 0.8 percentage points.
     """

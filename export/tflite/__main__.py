@@ -18,7 +18,7 @@ def main() -> None:
         epilog="Example: python -m export.tflite --run runs/first",
     )
     parser.add_argument("--run", help="run folder or name (default: runs/latest)")
-    parser.add_argument("--data-dir", help="the folder of the run's dataset, if it has moved")
+    parser.add_argument("--data-dir", help="folder of the run's dataset, if it has moved")
     arguments = parser.parse_args()
     run = runs.find(arguments.run)
     dataset = run.load_dataset(data_dir=arguments.data_dir)

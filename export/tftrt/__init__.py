@@ -1,8 +1,9 @@
-"""Export a run with TF-TRT: a SavedModel whose network is replaced by TensorRT engines, calibrated and built.
+"""Export a run with TF-TRT: a SavedModel in which TensorRT engines compute the network.
 
     path = tftrt.export(runs.find(), precision="INT8")       # writes runs/NAME/export/tftrt_int8
 
-The engines run on the kind of GPU that built them, with TensorFlow 2.17, the last release with TF-TRT.
+The engines run only on GPUs with the compute capability of the GPU that built them. TensorFlow 2.17 is the last release
+with TF-TRT.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
     Returns:
         `export/tftrt_int8` (or `_fp16`, `_fp32`): a SavedModel from uint8 [N, H, W, C] to float32 [N, K], with
         `tftrt.json` (precision, engines, converted nodes, GPU, versions) and `labels.json`. The engines take batches
-        up to `predict.max_batch`; TensorFlow computes larger ones, which a `Predictor` never sends.
+        of up to `predict.max_batch` images, which is also the largest batch that a `Predictor` sends.
 
     Raises:
         PipelineError: There is no NVIDIA GPU or TensorRT, the precision is unknown, the dataset has other classes,
             TF-TRT cannot convert any part of the network, or the disk is full.
     """
     if precision.upper() not in PRECISIONS:
-        raise PipelineError(f"Expected a TF-TRT precision out of {', '.join(PRECISIONS)}, got {precision!r}.")
+        raise PipelineError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     precision = precision.upper()
     version = tensorrt_library.require()
     dataset = dataset if dataset is not None else run.load_dataset()
@@ -66,7 +67,7 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
 
 
 def profile_batches(input_shape: tuple[int, int, int]) -> list[int]:
-    """The batch sizes that engines for images of (H, W, C) are built with; the first and last bound their profile."""
+    """The batch sizes for which engines are built, for images of (H, W, C); the first and last bound the profile."""
     largest = max_batch(input_shape)
     return sorted({1, min(64, largest), largest})
 
@@ -134,8 +135,8 @@ def count_nodes(graph: Any) -> dict[str, Any]:
     """Count the nodes that TF-TRT converted in a `GraphDef`.
 
     Returns:
-        A dictionary with ``engines``, ``nodes_converted`` (nodes inside the engines), ``nodes`` (those and the
-        unconverted ones, without the engines) and ``nodes_left`` (unconverted operation to count).
+        A dictionary with ``engines``, ``nodes_converted`` (nodes inside the engines), ``nodes`` (converted
+        and unconverted nodes, not the engines) and ``nodes_left`` (counts of the unconverted nodes by operation).
     """
     engines = [node.name for node in graph.node if node.op == "TRTEngineOp"]
     segments = {function.signature.name: len(function.node_def) for function in graph.library.function}

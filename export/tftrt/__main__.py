@@ -19,8 +19,10 @@ def main() -> None:
         epilog="Example: python -m export.tftrt --run runs/first --precision INT8",
     )
     parser.add_argument("--run", help="run folder or name (default: runs/latest)")
-    parser.add_argument("--precision", default="INT8", type=str.upper, choices=PRECISIONS, help="default: %(default)s")
-    parser.add_argument("--data-dir", help="the folder of the run's dataset, if it has moved")
+    parser.add_argument(
+        "--precision", default="INT8", type=str.upper, choices=PRECISIONS, help="(default: %(default)s)"
+    )
+    parser.add_argument("--data-dir", help="folder of the run's dataset, if it has moved")
     arguments = parser.parse_args()
     tensorrt_library.require()
     run = runs.find(arguments.run)

@@ -5,6 +5,7 @@ image-pipeline train dataset=cifar10 epochs=5  # the same as python -m pipeline.
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 
@@ -43,7 +44,11 @@ def main() -> int:
     """
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
-        print(HELP)
+        try:
+            print(HELP, flush=True)
+        except BrokenPipeError:  # the reader has ended, as `head` does; closing prevents a second error at exit
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.close()
         return 0
     for count in (2, 1):
         name = " ".join(arguments[:count])

@@ -12,8 +12,8 @@ from pipeline.notebooks import chapters, execution
 HELP = """\
 usage: python -m pipeline.lab [-h] [--help-all] [JUPYTERLAB OPTION ...]
 
-Open the notebooks in JupyterLab, with this interpreter as the kernel. The notebooks are those of the current folder or,
-if it has none, those of the project's checkout; runs/ and logs/ are written to the current folder. Ctrl-C ends it.
+Open the notebooks in JupyterLab, with this interpreter as the kernel. It uses notebooks/ in the current folder or, if
+there is none, in the project's checkout. runs/ and logs/ are written to the current folder. Stop with Ctrl-C.
 
 options:
   -h, --help    show this help message and exit
@@ -25,7 +25,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve the notebooks, opened at the first one, until Ctrl-C.
+    """Start JupyterLab with the first notebook open, and serve until Ctrl-C.
 
     Args:
         arguments: Options of JupyterLab; those of the command line by default.

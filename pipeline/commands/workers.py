@@ -10,11 +10,11 @@ from pipeline.core import cli
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.workers",
-        description="Train one network in several processes of this machine, each with its own GPU.",
+        description="Train one network in several processes on this machine, each with its own GPU.",
         epilog="example: python -m pipeline.workers 2 dataset=cifar10 data_dir=data model=resnet18 batch_size=256",
     )
     parser.add_argument("count", type=cli.positive, metavar="COUNT", help="number of processes, one for each GPU")
-    parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for python -m pipeline.train")
+    parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="settings of python -m pipeline.train")
     arguments = parser.parse_args()
     from pipeline.train.workers import start
 

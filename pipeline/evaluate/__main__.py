@@ -14,7 +14,7 @@ from pipeline.evaluate.run import evaluate_run, print_report
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__)
     parser.add_argument("run", nargs="?", default=None, help="run folder or name (default: runs/latest)")
-    parser.add_argument("--split", default="test", choices=SPLITS, help="default: test")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="split to evaluate (default: test)")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder of the dataset, if it has moved")
     arguments = parser.parse_args()
     run = runs.find(arguments.run)

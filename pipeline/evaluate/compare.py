@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.evaluate import figures
 
 TEXTS = {"run": "run", "dataset": "dataset", "model": "model", "augment": "augment"}  # columns and their headings
-# Numbers with the short headings that let the table fit into 80 columns; None: only in the CSV file.
+# Columns of numbers and their headings, short enough for a table of 80 characters; None: only in the CSV file.
 CARD_NUMBERS = {"parameters": "weights"}
 METRICS = {
     "epochs": "epochs", "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
@@ -28,14 +28,14 @@ FORMATS = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_acc
 def table(folder: Path) -> Any:
     """The finished runs in a folder, by dataset, best test accuracy first.
 
-    A run that cannot be read is left out, with one line on standard error.
+    A run that cannot be read is skipped, with one line on standard error.
 
     Args:
         folder: The folder of a multirun, or ``runs`` for all runs.
 
     Returns:
         A pandas dataframe with the columns `TEXTS`, `CARD_NUMBERS` and `METRICS`; ``train_seconds`` and
-        ``images_per_second`` are those of the training.
+        ``images_per_second`` are measured in training.
 
     Raises:
         PipelineError: The folder is missing or contains no finished run.
@@ -50,7 +50,7 @@ def table(folder: Path) -> Any:
         try:
             rows.append({"run": name, **_columns(run)})
         except PipelineError as error:
-            print(f"left out {name}: {error}", file=sys.stderr)
+            print(f"skipped {name}: {error}", file=sys.stderr)
     if not rows and (folder / "metrics.json").is_file():
         raise PipelineError(f"{folder} is a single run; pass the folder that contains it to compare it with others.")
     if not rows:
@@ -67,7 +67,7 @@ def _columns(run: runs.Run) -> dict[str, Any]:
         for key, value in values.items():
             if not isinstance(value, kind):
                 file = "metrics.json" if key in METRICS else "model_card.json"
-                raise PipelineError(f"{key} in its {file} is {value!r}.")
+                raise PipelineError(f"{key} in {file} has the invalid value {value!r}.")
     return texts | numbers
 
 
@@ -85,7 +85,7 @@ def policy_label(policy: dict[str, Any]) -> str:
 
 
 def report(folder: Path) -> None:
-    """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into the folder."""
+    """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it; raises like `table`."""
     from rich import box
     from rich.table import Table
 

@@ -37,7 +37,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):  # missing or damaged: written again with the next measurement
+    except (OSError, ValueError):  # missing or damaged; the next measurement rewrites it
         return {}
 
 

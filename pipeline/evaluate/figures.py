@@ -1,7 +1,7 @@
-"""All figures of the project: for the notebooks, an evaluation, a comparison of runs and the benchmarks.
+"""Figures for the notebooks, evaluations, comparisons of runs and benchmarks.
 
 Each function returns a matplotlib `Figure`: `save_figure` writes it as PNG, `figure_pixels` renders it to an array, and
-a notebook shows it as the last value of a cell. Arrays may be on the GPU; what is drawn is copied to the host.
+a notebook shows it as the last value of a cell. Arrays may be on the GPU; only the drawn values are copied to the host.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def image_grid(
     size: float = 1.1,
     title_colours: Sequence[str] | None = None,
 ) -> Figure:
-    """Images next to each other, row by row.
+    """Draw images in a grid, row by row.
 
     Args:
         images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
         titles: One text above each image; wrapped to the width of the image, at most `TITLE_LINES` lines.
-        columns: Images in a row; with fewer images the figure is narrower, but at least five images wide.
+        columns: Images in a row. With fewer images the figure is narrower, but at least five images wide.
         row_titles: One text to the left of each row.
         size: Width of an image in inches.
         title_colours: One matplotlib colour for each of `titles`.
@@ -109,7 +109,7 @@ def histogram(images: Any) -> Figure:
     """The distribution of the pixel values in 32 bins, one line for each channel, on a logarithmic scale.
 
     Args:
-        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host, and counted there.
+        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host; counted on that device.
     """
     xp = device.xp()
     figure = _figure(8, 2.6)
@@ -150,7 +150,13 @@ def evaluation_figures(
 
 
 def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, class_names: list[str]) -> Figure:
-    """The confusion matrix; the colour is the share of the row (the true class), the number is the count."""
+    """The confusion matrix; the colour is the share of the row (the true class), the number is the count.
+
+    Args:
+        labels: int [N] on the host.
+        predictions: int [N] on the host: the predicted classes.
+        class_names: K names.
+    """
     from sklearn.metrics import confusion_matrix
 
     classes = len(class_names)
@@ -171,7 +177,12 @@ def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, c
 
 
 def calibration_figure(probabilities: numpy.ndarray, labels: numpy.ndarray) -> Figure:
-    """The reliability diagram: accuracy against confidence."""
+    """The reliability diagram: accuracy against confidence.
+
+    Args:
+        probabilities: float32 [N, K] on the host.
+        labels: int [N] on the host.
+    """
     curve = calibration_curve(probabilities, labels)
     figure = _figure(4.5, 4.5, layout=None)
     axes = figure.subplots()
@@ -187,7 +198,7 @@ def comparison_figure(frame: Any) -> Figure:
     """Test accuracy against training time and against parameters; one numbered point for each run.
 
     Args:
-        frame: From `compare.table`, as pandas dataframe, best run first.
+        frame: The pandas dataframe of `compare.table`, best run first.
     """
     rows = frame.to_dict("records")
     figure = _figure(12, max(4, 1 + 0.2 * min(len(rows), LEGEND_RUNS)))
@@ -212,7 +223,7 @@ def comparison_figure(frame: Any) -> Figure:
 
 
 def training_curves(result: dict[str, Any]) -> Figure:
-    """Validation accuracy by epoch: top-1, and dashed top-5 for a dataset with more than ten classes.
+    """Validation accuracy by epoch: top-1, and a dashed line for top-5 if there are more than ten classes.
 
     Args:
         result: ``preset``, ``classes`` and ``history`` of an experiment.
@@ -231,7 +242,7 @@ def training_curves(result: dict[str, Any]) -> Figure:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG; the file is complete or absent."""
+    """Write a figure as PNG, atomically."""
     content = io.BytesIO()
     with _no_glyph_warnings():
         figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
@@ -239,7 +250,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 
 def figure_pixels(figure: Figure) -> numpy.ndarray:
-    """Render a figure: uint8 [H, W, 3]."""
+    """Render a figure to uint8 [H, W, 3] on the host."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -249,7 +260,7 @@ def figure_pixels(figure: Figure) -> numpy.ndarray:
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """An empty figure of this size in inches; closed for pyplot, so that a notebook shows the returned figure once."""
+    """An empty figure of this size in inches; closed in pyplot, so that a notebook shows the returned figure once."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(width, height), layout=layout)

@@ -1,7 +1,7 @@
 """Evaluate a trained model on a split of its dataset.
 
-Accuracy, loss, calibration error and the metrics of each class go into the run's `metrics.json`, figures (confusion
-matrix, calibration curve, most confident mistakes) into its folder `evaluation/`.
+Accuracy, loss, calibration error and the metrics of each class are written to the run's `metrics.json`; the confusion
+matrix, the calibration curve and the most confident mistakes are drawn in its folder `evaluation/`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> num
     Args:
         model: From `Run.load_model`: uint8 [N, H, W, C] to probabilities [N, K].
         images: uint8 [N, H, W, C], CuPy or NumPy; at least one.
-        batch_size: Images per call; the last batch is padded, so that one graph is enough.
+        batch_size: Images per call. The last batch is padded, so that TensorFlow traces one graph.
 
     Returns:
         float32 [N, K] on the host.

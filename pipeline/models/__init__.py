@@ -1,7 +1,7 @@
-"""Networks by name, from normalised images to logits, and the deployable graph around them.
+"""Build networks by name, and the deployable graph that contains them.
 
-    network = models.build("cnn", input_shape=(32, 32, 3), num_classes=10)
-    deployable = models.deployable(network, mean, std)     # uint8 images to probabilities
+    network = models.build("cnn", input_shape=(32, 32, 3), num_classes=10)   # normalised images to logits
+    deployable = models.deployable(network, mean, std)                       # uint8 images to probabilities
 
 Each network is one module with a function `build`, listed in `NETWORKS`.
 """
@@ -69,7 +69,7 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
 
 
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """The graph that is saved, exported and served: normalisation, the network, softmax.
+    """Build the graph that is saved, exported and served: normalisation, network, softmax.
 
     Args:
         network: From `build`.
@@ -91,6 +91,9 @@ def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any
 
 def load(path: str | Path) -> Any:
     """Read a `model.keras` written by training.
+
+    Returns:
+        The `keras.Model` of `deployable`: uint8 [N, H, W, C] to float32 probabilities [N, K].
 
     Raises:
         PipelineError: The file is missing or damaged.

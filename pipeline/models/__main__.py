@@ -14,7 +14,10 @@ def flops(network: Any) -> int:
     """Floating-point operations of the forward pass for one image; a multiplication and an addition count as two.
 
     The number comes from TensorFlow's profiler, which counts matrix products, convolutions, pooling and most
-    element-wise operations, and not the tf.einsum of attention, which is added here.
+    element-wise operations. It omits the tf.einsum of attention, which is added here.
+
+    Args:
+        network: A `keras.Model` from `models.build`.
     """
     tf = device.tensorflow()
     with ops.without_custom_operations():
@@ -36,8 +39,10 @@ def main() -> None:
         prog="python -m pipeline.models", description="Print parameters and FLOPs of networks with default options."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(models.names())} (default: all)")
-    parser.add_argument("--input-shape", type=int, nargs=3, default=(32, 32, 3), metavar=("H", "W", "C"))
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument(
+        "--input-shape", type=int, nargs=3, default=(32, 32, 3), metavar=("H", "W", "C"), help="(default: 32 32 3)"
+    )
+    parser.add_argument("--classes", type=int, default=10, help="number of classes (default: %(default)s)")
     arguments = parser.parse_args()
     print(f"{'network':<12} {'parameters':>12} {'trainable':>12} {'FLOPs per image':>16}")
     for name in arguments.names or models.names():

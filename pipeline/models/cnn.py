@@ -36,7 +36,7 @@ def build(
         A `keras.Model`: float [N, H, W, C] to float32 logits [N, K].
 
     Raises:
-        PipelineError: The images are too small for that many stages.
+        PipelineError: The images are too small for the number of stages.
     """
     import keras
 

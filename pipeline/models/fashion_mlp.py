@@ -1,6 +1,6 @@
 """`fashion_mlp`: dense layers with the custom Leaky ReLU and dropout; 784-128-64-10 on Fashion-MNIST.
 
-Dropout after Srivastava et al. (JMLR 2014), Leaky ReLU after Maas et al. (ICML workshop on deep learning, 2013).
+Dropout follows Srivastava et al. (JMLR 2014), Leaky ReLU follows Maas et al. (ICML workshop on deep learning, 2013).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def build(
         dropout: Dropout rate after each hidden layer.
         negative_slope: Slope of the Leaky ReLU for negative values.
         operations: ``custom`` requires the custom Leaky ReLU, ``tensorflow`` uses TensorFlow's own. ``auto`` uses
-            TensorFlow's own where XLA compiles the network, and the custom one elsewhere if it can be built.
+            the custom one if it can be built and XLA does not compile the network.
         alpha: The former name of `negative_slope`, which the settings of older runs contain.
 
     Returns:

@@ -1,8 +1,8 @@
 """`resnet18`: the 18-layer residual network of He et al. (Deep Residual Learning for Image Recognition, CVPR 2016).
 
 Four stages of two basic blocks with 64, 128, 256 and 512 filters. The paper's ImageNet stem, for 224×224 pixels,
-reduces the resolution by four; the CIFAR stem keeps it, which needs 15 times the arithmetic at 32×32 and gives an
-accuracy several percentage points higher.
+reduces the resolution by a factor of four. The CIFAR stem does not; at 32×32 it needs 15 times the arithmetic and
+improves the accuracy by several percentage points.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _basic_block(x: Any, filters: int, stride: int, zero_gamma: bool, name: str)
 
 
 def _convolution(x: Any, filters: int, size: int, stride: int, name: str, gamma: str = "ones") -> Any:
-    """A convolution and batch normalisation, which would remove a bias of the convolution."""
+    """A convolution without bias, and batch normalisation, which would cancel a bias."""
     import keras
 
     x = keras.layers.Conv2D(

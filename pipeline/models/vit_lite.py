@@ -1,9 +1,9 @@
 """`vit_lite`: a Vision Transformer for small images, from 28×28 grey to 64×64 in colour.
 
-Dosovitskiy et al. (An Image is Worth 16×16 Words, ICLR 2021), with 4×4 patches and fewer parameters: a convolution
-turns patches into tokens, learned positions are added, and blocks of pre-normalised attention and MLP follow.
-Stochastic depth (Huang et al., Deep Networks with Stochastic Depth, ECCV 2016) skips branches of a block for whole
-images in training.
+Follows Dosovitskiy et al. (An Image is Worth 16×16 Words, ICLR 2021), with 4×4 patches and fewer parameters: a
+convolution turns patches into tokens, learned positions are added, and blocks of pre-normalised attention and MLP
+follow. Stochastic depth (Huang et al., Deep Networks with Stochastic Depth, ECCV 2016) skips branches of a block for
+randomly chosen images in training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build(
             the first block.
         approximate_gelu: Use the GELU approximation with tanh (Hendrycks and Gimpel, 2016).
         operations: ``custom`` requires the custom bias-GELU, ``tensorflow`` uses TensorFlow's own. ``auto`` uses
-            TensorFlow's own where XLA compiles the network, and the custom one elsewhere if it can be built.
+            the custom one if it can be built and XLA does not compile the network.
 
     Returns:
         A `keras.Model`: float [N, H, W, C] to float32 logits [N, K].
@@ -60,11 +60,11 @@ def build(
 
     if input_shape[0] % patch or input_shape[1] % patch:
         raise PipelineError(
-            f"vit_lite needs an image size that {patch}×{patch} patches divide, got {input_shape[0]}×{input_shape[1]}; "
-            "set image_size or patch."
+            f"vit_lite needs an image size divisible by patch={patch}, got {input_shape[0]}×{input_shape[1]}; set "
+            "image_size or patch."
         )
     if width % heads:
-        raise PipelineError(f"vit_lite needs a width that heads divides, got width={width} and heads={heads}.")
+        raise PipelineError(f"vit_lite needs a width divisible by heads, got width={width} and heads={heads}.")
     count = (input_shape[0] // patch) * (input_shape[1] // patch)
     images = keras.Input(input_shape, name="images")
     x = keras.layers.Conv2D(width, patch, strides=patch, name="patches_conv")(images)

@@ -50,7 +50,7 @@ def run_notebooks(parameters: Mapping[str, str], name: str | None = None, only: 
     if trains:
         given["name"] = folder.name
     if trains or (folder / "model.keras").is_file():
-        given.setdefault("run", str(folder))  # the notebooks after the training read this run
+        given.setdefault("run", str(folder))  # for the notebooks after the training
 
     executed, page, started = folder / "notebooks", folder / "report.html", time.monotonic()
     _make(executed)
@@ -68,8 +68,8 @@ def run_notebooks(parameters: Mapping[str, str], name: str | None = None, only: 
                     print(f"{chapter.path.name} was stopped; the executed copy is {output}.", file=sys.stderr)
                     raise
                 tqdm.tqdm.write(f"{chapter.name:<14} {time.monotonic() - before:6.1f} s")
-                sys.stdout.flush()  # a pipe shows each line at once
-        copies = [executed / chapter.path.name for chapter in known]  # those of earlier calls, too
+                sys.stdout.flush()  # so that a pipe receives each line immediately
+        copies = [executed / chapter.path.name for chapter in known]  # includes copies of earlier calls
         report.write_report([path for path in copies if path.is_file()], folder.name, page)
     print(f"{'total':<14} {time.monotonic() - started:6.1f} s\n")
     artifacts = _show_artifacts(given.get("run")) if trains or uses_run else []
@@ -100,7 +100,7 @@ def _check_parameters(given: Mapping[str, str], selected: Sequence[Chapter], kno
 def _make_run_folder(name: str | None, trains: bool) -> Path:
     if name is None:
         stamp = datetime.now().strftime("notebooks-%Y%m%d-%H%M%S")
-        for attempt in itertools.count(1):  # two calls in one second
+        for attempt in itertools.count(1):  # several calls in one second
             folder = runs.RUNS / (stamp if attempt == 1 else f"{stamp}-{attempt}")
             with contextlib.suppress(FileExistsError):
                 _make(folder, exist_ok=False)
@@ -122,7 +122,7 @@ def _make(folder: Path, exist_ok: bool = True) -> None:
 
 
 def _show_artifacts(name: str | None) -> list[str]:
-    """Print the table of a run's exported models; returns where they are, or nothing if there are none."""
+    """Print the table of a run's exported models and return a line with their folder; empty if there are none."""
     try:
         run = runs.find(name)
     except PipelineError:  # the selected notebooks need no finished run

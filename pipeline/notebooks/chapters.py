@@ -38,7 +38,7 @@ class Chapter:
         return self.path.stem
 
     def convert(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """The values of those parameters that this notebook has.
+        """Convert the parameters that this notebook declares; the others are ignored.
 
         Raises:
             PipelineError: A value has another type than the default.
@@ -47,10 +47,10 @@ class Chapter:
 
 
 def discover() -> list[Chapter]:
-    """The notebooks in the current folder's `notebooks`, or else in that of the checkout, in the order of their names.
+    """Find the notebooks in `notebooks/` of the current folder, or else of the checkout, sorted by name.
 
     Raises:
-        PipelineError: There are none, or one cannot be read.
+        PipelineError: There are no notebooks, or one cannot be read.
     """
     import papermill
 
@@ -63,17 +63,17 @@ def discover() -> list[Chapter]:
     for path in paths:
         try:
             parameters = papermill.inspect_notebook(path)
-        except Exception as error:  # nbformat, json and papermill each raise their own
+        except Exception as error:  # nbformat, json and papermill raise many types
             raise PipelineError(f"The notebook {path} cannot be read ({first_line(error)}).") from error
         chapters.append(Chapter(path, {name: _literal(value["default"]) for name, value in parameters.items()}))
     return chapters
 
 
 def select(chapters: Sequence[Chapter], wanted: Sequence[str]) -> list[Chapter]:
-    """The chapters named by `wanted` (``03_train``, ``03`` or a file name), in their order.
+    """Select the chapters named by `wanted` (``03_train``, ``03`` or a file name), in the order of `chapters`.
 
     Raises:
-        PipelineError: A name fits none or several; the message lists the known ones.
+        PipelineError: A name matches no notebook or several.
     """
     chosen = set()
     for name in wanted:
@@ -87,7 +87,7 @@ def select(chapters: Sequence[Chapter], wanted: Sequence[str]) -> list[Chapter]:
 
 
 def convert(name: str, text: str, default: Any) -> Any:
-    """A parameter of the command line as the type of its `default`; a default of None accepts any type.
+    """Convert a command-line parameter to the type of its default; a default of None accepts any type.
 
     Raises:
         PipelineError: The text is not of that type.

@@ -21,16 +21,16 @@ KERNEL = "python3"
 
 @contextlib.contextmanager
 def private_kernels() -> Iterator[None]:
-    """In this block the Jupyter kernel ``python3`` is this interpreter, and notebooks work in the current folder.
+    """Use this interpreter as the Jupyter kernel ``python3``, and the current folder as its working folder.
 
-    Without it, Jupyter prefers a kernel of that name that the user installed for another Python. The kernel's own files
-    (history, connection) go to a temporary folder, so that the home folder may be read-only.
+    By default, Jupyter prefers a kernel of that name that the user installed for another Python. The kernel's files
+    (history, connection) are written to a temporary folder, so that the home folder may be read-only.
     """
     from ipykernel.kernelspec import get_kernel_dict
 
     with tempfile.TemporaryDirectory(prefix="pipeline-jupyter-", ignore_cleanup_errors=True) as temporary:
         content = get_kernel_dict()
-        # The terminal does not show the kernel's own messages; what a cell prints or raises goes to the notebook.
+        # The terminal does not show the kernel's own messages; the output and errors of cells are in the notebook.
         content["argv"] = [sys.executable, *content["argv"][1:], "--IPKernelApp.log_level=CRITICAL"]
         specification = Path(temporary, "kernels", KERNEL, "kernel.json")
         specification.parent.mkdir(parents=True)
@@ -40,9 +40,9 @@ def private_kernels() -> Iterator[None]:
             "JUPYTER_RUNTIME_DIR": str(Path(temporary, "runtime")),
             "IPYTHONDIR": str(Path(temporary, "ipython")),
             "PIPELINE_FOLDER": str(Path.cwd()),  # the first cell of each notebook changes into it
-            # tqdm recommends the widgets package, whose bars a report cannot show.
+            # Hides tqdm's advice to install ipywidgets: the report cannot show its bars.
             "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's message about frozen modules
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # hides the debugger's message about frozen modules
         }
         with mock.patch.dict(os.environ, variables):
             yield
@@ -82,7 +82,7 @@ def execute(
         raise PipelineError(message, exit_code=1) from error
     except nbclient.exceptions.DeadKernelError as error:
         raise PipelineError(
-            f"{chapter.path.name}: the kernel was killed in {_running_cell(output)}, most often for lack of memory; "
+            f"{chapter.path.name}: the kernel was killed in {_running_cell(output)}, probably for lack of memory; "
             f"close other programs, or use a smaller batch_size or dataset. The executed copy is {output}.",
             exit_code=1,
         ) from error

@@ -2,7 +2,7 @@
 
     y = ops.leaky_relu(x, negative_slope=0.01)
     y = ops.bias_gelu(x, bias)               # gelu(x + bias) in one pass over the memory
-    ops.available()                          # whether they can be built on this machine
+    ops.available()                          # whether the custom operations run on this machine
 
 The first use compiles them (`pipeline.ops.building`) into the cache folder. If that is not possible, one warning names
 the reason, and TensorFlow's own operations are used; the results are the same. `pipeline.ops.layers` has Keras layers.
@@ -73,9 +73,9 @@ def uses_custom_operations(network: Any) -> bool:
 
 @contextlib.contextmanager
 def without_custom_operations() -> Iterator[None]:
-    """Use TensorFlow's own operations inside the block, also where ``operations="custom"`` is set.
+    """Use TensorFlow's own operations inside the block, even where ``operations="custom"`` is set.
 
-    For tracing a graph that is exported or compiled by XLA.
+    Use it to trace a graph that is exported or compiled by XLA.
     """
     token = _only_tensorflow.set(True)
     try:
@@ -85,7 +85,7 @@ def without_custom_operations() -> Iterator[None]:
 
 
 def check_choice(operations: str) -> str:
-    """`operations` if it is one of `CHOICES`; raises `PipelineError` otherwise."""
+    """Return `operations`; raise `PipelineError` if it is not one of `CHOICES`."""
     if operations not in CHOICES:
         raise PipelineError(f"operations must be one of {', '.join(CHOICES)}, got {operations!r}.")
     return operations
@@ -96,7 +96,7 @@ def _custom(operations: str, dtype: str = "float32") -> bool:
     if check_choice(operations) == "tensorflow" or _only_tensorflow.get():
         return False
     if operations == "custom" and dtype not in DTYPES:
-        raise PipelineError(f"The custom operations take {', '.join(DTYPES)}, got {dtype}; set operations=auto.")
+        raise PipelineError(f"The custom operations support {', '.join(DTYPES)}, got {dtype}; set operations=auto.")
     if operations == "custom" and not available():
         raise PipelineError("The custom operations cannot be built here; set operations=auto or operations=tensorflow.")
     return dtype in DTYPES and available()
@@ -110,7 +110,7 @@ def leaky_relu(features: Any, negative_slope: float = 0.01, *, operations: str =
            [ 2.  , -0.02,  0.5 ]], dtype=float32)
 
     Args:
-        features: A tensor of any shape; the custom operation takes float32, float16 and bfloat16.
+        features: A tensor of any shape; the custom operation supports float32, float16 and bfloat16.
         negative_slope: The slope for negative values; any number.
         operations: ``auto`` uses the custom operation if it is available and supports the dtype, ``custom`` requires
             it, ``tensorflow`` uses TensorFlow's own operation.
@@ -135,7 +135,7 @@ def bias_gelu(features: Any, bias: Any, *, approximate: bool = False, operations
     float32 on a GPU and in float64 on a CPU, in an order that depends only on the shape.
 
     Args:
-        features: A tensor [..., D]; the custom operation takes float32, float16 and bfloat16.
+        features: A tensor [..., D]; the custom operation supports float32, float16 and bfloat16.
         bias: A tensor [D] of the same dtype.
         approximate: Use the approximation with tanh from the same paper.
         operations: As for `leaky_relu`.

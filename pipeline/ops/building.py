@@ -75,7 +75,7 @@ def toolchain() -> Toolchain:
 
 
 def build() -> Path:
-    """Compile the operations unless the cache contains them; of several processes one compiles and the others wait.
+    """Compile the operations unless the cache contains them; several processes wait for one that compiles.
 
     Returns:
         Path of the shared library.
@@ -170,7 +170,7 @@ def _run(command: Sequence[str]) -> str:
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "stdout", None) or str(error)
-        error.add_note(output)  # PIPELINE_TRACEBACK=1 shows all of it
+        error.add_note(output)  # PIPELINE_TRACEBACK=1 shows the whole output
         reason = first_line("\n".join(line for line in output.splitlines() if "error" in line.lower()) or output)
         raise PipelineError(
             f"{command[0]} cannot compile the custom operations ({reason}); set CXX to another compiler, or "
@@ -180,7 +180,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def _digest(tools: Toolchain) -> str:
-    """What a library depends on, except for paths; 32 hexadecimal digits."""
+    """A hash of everything that determines the library, except paths: 32 hexadecimal digits."""
     versions = [_run([tool, "--version"]) for tool in (tools.compiler, tools.nvcc) if tool]
     parts = [device.tensorflow().__version__, platform.machine(), str(tools.architecture), _processor(), *versions]
     content = hashlib.sha256("\0".join(parts).encode())

@@ -26,7 +26,7 @@ class _WithOperation(keras.layers.Layer):
             TensorFlow's own.
 
     Raises:
-        PipelineError: `operations` has another value.
+        PipelineError: `operations` has any other value.
     """
 
     has_custom_operation = True
@@ -34,7 +34,7 @@ class _WithOperation(keras.layers.Layer):
     def __init__(self, operations: str, **options: Any):
         super().__init__(**options)
         self.operations = ops.check_choice(operations)
-        self.supports_jit = operations == "tensorflow"  # Keras's own `fit` then does not use XLA
+        self.supports_jit = operations == "tensorflow"  # otherwise Keras `fit` does not use XLA
         self.supports_masking = True
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

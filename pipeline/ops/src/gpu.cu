@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kThreads) leaky_relu_kernel(const T* dy, const
   }
 }
 
-// The order in which threads process a matrix with one bias per column. A period is a run of elements that consists of
-// whole vectors and whole rows: one row if its length is a multiple of the vector's, otherwise `width` rows. Vector
+// The order in which threads process a matrix with one bias per column. A period is a sequence of whole vectors and
+// whole rows: one row if its length is a multiple of the vector's, otherwise `width` rows. Vector
 // number `slot` of every period covers the same columns. A thread always processes the same slot, so its biases and the
 // sums of their gradients stay in registers, and no index division is needed.
 struct Walk {

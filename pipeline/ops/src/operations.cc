@@ -161,7 +161,7 @@ class LeakyReluGrad : public OpKernel {
     const Tensor& gradients = context->input(0);
     const Tensor& features = context->input(1);
     OP_REQUIRES(context, gradients.shape() == features.shape(),
-                InvalidArgument("gradients and features must have one shape, got ", gradients.shape().DebugString(),
+                InvalidArgument("gradients and features must have equal shapes, got ", gradients.shape().DebugString(),
                                 " and ", features.shape().DebugString()));
     Tensor* backprops = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0, 1}, 0, features.shape(), &backprops));
@@ -240,7 +240,7 @@ class BiasGeluGrad : public OpKernel {
     const Tensor& bias = context->input(2);
     if (!fits(context, features, bias)) return;
     OP_REQUIRES(context, gradients.shape() == features.shape(),
-                InvalidArgument("gradients and features must have one shape, got ", gradients.shape().DebugString(),
+                InvalidArgument("gradients and features must have equal shapes, got ", gradients.shape().DebugString(),
                                 " and ", features.shape().DebugString()));
     Tensor *backprops = nullptr, *bias_backprops = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({0, 1}, 0, features.shape(), &backprops));
