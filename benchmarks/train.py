@@ -38,7 +38,7 @@ def own_loop(settings: Settings, dataset: Any, epochs: int) -> dict[str, Any]:
 
 
 def keras_fit(settings: Settings, dataset: Any, epochs: int, augmented: bool) -> dict[str, Any]:
-    """Measure images/s of Keras `fit` with images in host memory, with or without augmentation by tf.data."""
+    """Measure images/s of Keras `fit` with images in host memory; tf.data augments them if `augmented`."""
     tf = device.tensorflow()
     import keras
 

@@ -94,7 +94,7 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
 
 
 def find_unsupported_layer(model: Any) -> str:
-    """Name the first layer of a deployable model's network that TFLite cannot convert."""
+    """Name the first layer of a deployable model's network that TFLite cannot convert, or "this network"."""
     tf = device.tensorflow()
     import keras
 

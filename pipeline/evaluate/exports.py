@@ -16,7 +16,16 @@ from pipeline.core import files
 
 
 def record(run: runs.Run, artifact: Path, measured: dict[str, Any]) -> None:
-    """Add or replace one exported model's measurements in the run's `export.json`."""
+    """Add or replace one exported model's measurements in the run's `export.json`.
+
+    Args:
+        run: The run.
+        artifact: The exported file or folder; its name is the key.
+        measured: The result of `export.artifacts.measure`, and any further JSON values.
+
+    Raises:
+        DiskError: The file cannot be written.
+    """
     path = run.make_export_dir() / "export.json"
     with files.locked(path.parent):
         files.write_json(path, {**_read_json(path), artifact.name: measured})

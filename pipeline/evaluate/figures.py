@@ -109,7 +109,7 @@ def histogram(images: Any) -> Figure:
     """The distribution of the pixel values in 32 bins, one line for each channel, on a logarithmic scale.
 
     Args:
-        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host; counted on that device.
+        images: uint8 [N, H, W, C] with C 1 or 3; on the GPU or the host, where they are counted.
     """
     xp = device.xp()
     figure = _figure(8, 2.6)
@@ -242,7 +242,7 @@ def training_curves(result: dict[str, Any]) -> Figure:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically; raises `DiskError` if the file cannot be written."""
     content = io.BytesIO()
     with _no_glyph_warnings():
         figure.savefig(content, format="png", dpi=110, bbox_inches="tight")

@@ -69,6 +69,15 @@ def calibration_curve(probabilities: numpy.ndarray, labels: numpy.ndarray, bins:
 
 
 def most_confident_mistakes(probabilities: numpy.ndarray, labels: numpy.ndarray, count: int = 16) -> numpy.ndarray:
-    """Indices of the wrong predictions with the highest probability, highest first; int64 [at most `count`]."""
+    """The wrong predictions with the highest probability, highest first.
+
+    Args:
+        probabilities: float32 [N, K] on the host.
+        labels: int [N] on the host.
+        count: Maximum number of predictions.
+
+    Returns:
+        Their indices: int64 [M] on the host, with M at most `count`.
+    """
     wrong = numpy.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[numpy.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
