@@ -5,7 +5,7 @@ These choices make memory bandwidth the only limit of its speed:
 
 - A block processes a few images. It first copies their bytes to shared memory in order, eight bytes per read, so that
   flips, shifts and rotations only read shared memory. Larger images are read through the cache.
-- The random parameters of an image are drawn once, each operation by its own thread.
+- The random parameters of an image are drawn once, by one thread per operation.
 - A thread computes four neighbouring pixels and packs the values into 64-bit words. The threads of a warp exchange the
   words through shared memory, so that writes to global memory fill whole cache lines.
 - Index arithmetic uses unsigned 32-bit integers, for which Numba adds no check for negative indices.

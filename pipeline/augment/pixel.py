@@ -71,7 +71,7 @@ def uniform(word):
 
 
 def cosine_and_sine(turns):
-    """Cosine and sine of an angle in turns (1 is 360 degrees), float32, to 1e-7.
+    """Cosine and sine of an angle in turns (1 is 360 degrees), float32, accurate to 1e-7.
 
     Uses the Taylor series around the nearest quarter turn. On a GPU, `math.sin` includes a slow branch for large
     angles and rounds differently from the CPU.

@@ -172,7 +172,7 @@ def _remove(path: Path) -> None:
 
 
 def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """`folder`, else ``$PIPELINE_CACHE``, else ``gpu-image-pipeline`` in the user's cache folder; created if missing.
+    """Create and return the cache folder: `folder`, ``$PIPELINE_CACHE`` or ``gpu-image-pipeline`` in the user's cache.
 
     Raises:
         DiskError: The folder cannot be created.

@@ -87,7 +87,7 @@ def download_folder(settings: DatasetSettings) -> Path:
 
 
 def digest_of(paths: Iterable[Path], root: Path) -> str:
-    """A digest of the files' paths, sizes and times, which takes a second for a hundred thousand files.
+    """Hash the paths, sizes and times of files; this takes about a second for 100,000 files.
 
     It changes when a file is added, removed, renamed, written or made readable. The error number of a file that cannot
     be accessed, such as a broken link, is included; the error is reported when the file is read.

@@ -24,7 +24,7 @@ TensorBoard's files are written to logs/NAME. Without settings it trains a small
 
 common settings:
   dataset=NAME          digits, cifar10, fashion_mnist, tiny_imagenet, image_folder or parquet
-  data_dir=FOLDER       where the dataset is, or is downloaded to
+  data_dir=FOLDER       folder of the dataset, also for downloads
   model=NAME            cnn, resnet18, vit_lite or fashion_mlp
   augment=NAME          none, light, standard, cutout, strong or hybrid
   optimizer=NAME        sgd, adam or adamw

@@ -47,7 +47,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
         progress: Saved in the same file.
 
     Raises:
-        PipelineError: The disk is full, or there is no permission.
+        PipelineError: The disk is full, or the file is not writable.
     """
     arrays = {f"{number:05d}": numpy.asarray(variable) for number, variable in enumerate(variables)}
     arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
@@ -84,11 +84,12 @@ def load(path: Path, variables: Sequence[Any]) -> Progress:
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
+    """The file with the checkpoint of an epoch (from 1)."""
     return folder / f"epoch-{epoch:05d}.npz"
 
 
 def best_path(folder: Path, epoch: int) -> Path:
-    """The weights of an epoch that was the best so far."""
+    """The file with the weights of an epoch that was the best so far."""
     return folder / f"best-{epoch:05d}.npz"
 
 

@@ -213,8 +213,8 @@ def save_epoch(
 def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:
     """Write the model card, `metrics.json` and the model, and point ``runs/latest`` to the run.
 
-    The model is written after the files that its readers need. If the process is killed in between, ``resume=`` repeats
-    all of them.
+    The model is written after the files that its readers need. If the process is killed in between, ``resume=`` writes
+    all of them again.
     """
     card = runs.ModelCard(
         name=settings.name,

@@ -130,7 +130,7 @@ def build_deployable(loop: Loop, settings: Settings, dataset: Any) -> Any:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and TensorFlow; on a CPU, also make TensorFlow add in a fixed order."""
+    """Seed Python, NumPy and TensorFlow; on a CPU, also make TensorFlow's operations deterministic."""
     tf = device.tensorflow()
     import keras
 

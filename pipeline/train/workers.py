@@ -1,4 +1,4 @@
-"""Several training processes on one machine, each with its own GPU: ``python -m pipeline.workers COUNT OVERRIDES…``
+"""Several training processes on one machine, with one GPU each: ``python -m pipeline.workers COUNT OVERRIDES…``
 
 It starts `python -m pipeline.train cluster=environment` COUNT times and waits. Each process gets the description of all
 of them (``TF_CONFIG``). Without a GPU the processes share the cores. On a cluster use scripts/slurm.sh.
@@ -70,7 +70,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start(count: int, overrides: Sequence[str]) -> int:
-    """Train with `count` processes and wait for them; only the first one prints, unless another one fails.
+    """Train with `count` processes and wait for them; only process 0 prints, unless another process fails.
 
     Args:
         count: Number of processes.
