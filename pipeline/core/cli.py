@@ -42,6 +42,9 @@ def run(main: Callable[[], int | None]) -> None:
         quiet = isinstance(error, BrokenPipeError) and _reader_has_ended()
         code = 0 if quiet else _report(error, f"error: {error} (PIPELINE_TRACEBACK=1 shows where)", 1)
         _discard_unwritten()
+    except SystemExit:  # from argparse, after --help
+        _discard_unwritten()
+        raise
     sys.exit(code)
 
 
