@@ -76,7 +76,11 @@ def test_a_reader_that_ends_early_is_not_an_error(lines, unbuffered):
 def test_help_for_a_reader_that_has_ended_is_not_an_error():
     code = "import argparse\ntime.sleep(0.5)\ncli.run(lambda: argparse.ArgumentParser().parse_args(['--help']))"
     with subprocess.Popen(
-        command(code), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(code),
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
