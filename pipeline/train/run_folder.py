@@ -79,16 +79,9 @@ def open_run_dir(settings: Settings, workers: cluster.Cluster = SINGLE) -> Itera
 
 @contextlib.contextmanager
 def _locked(folder: Path, settings: Settings) -> Iterator[None]:
-    import filelock
-
-    lock, logs = filelock.FileLock(folder / ".lock", timeout=0), LOGS / settings.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        message = f"Another process is writing to {folder}; wait for it, or choose another name=…."
-        raise PipelineError(message) from error
-    try:
+    logs = LOGS / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder, f"Another process is writing to {folder}; wait for it, or choose another name=…."):
         if settings.resume is None and (folder / "config.yaml").exists():
             raise PipelineError(f"{folder} contains a run already; choose another name=…, or resume={folder}.")
         made = [folder / "checkpoints", folder / "wandb", *([] if logs.exists() else [logs])]
@@ -102,8 +95,6 @@ def _locked(folder: Path, settings: Settings) -> Iterator[None]:
             if settings.resume is None and not stopped and not has_checkpoint(folder):
                 cleanup(folder, made)
             raise
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
