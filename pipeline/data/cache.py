@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -42,20 +43,13 @@ _SCHEMA = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Decoded images of one split, in host memory, to write to the cache.
-
-    Attributes:
-        split: "train", "validation" or "test".
-        images: uint8 [N, H, W, C].
-        labels: Integers [N].
-        sources: N strings.
-    """
+class Row:
+    """A decoded image, uint8 [H, W, C] in host memory, to write to the cache."""
 
     split: str
-    images: np.ndarray
-    labels: np.ndarray
-    sources: list[str]
+    image: np.ndarray
+    label: int
+    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,26 +78,16 @@ class Header:
     content: str
     rejected: list[Rejected]
 
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Header:
-        """Parse a header that was written with `json.dumps(dataclasses.asdict(header))`."""
-        fields = json.loads(text)
-        fields["image_shape"] = tuple(fields["image_shape"])
-        fields["rejected"] = [Rejected(**item) for item in fields["rejected"]]
-        return cls(**fields)
 
-
-def write(
-    path: Path, batches: Iterable[Batch], *, digest: str, class_names: list[str], rejected: list[Rejected]
-) -> None:
+def write(path: Path, rows: Iterable[Row], *, digest: str, class_names: list[str], rejected: list[Rejected]) -> None:
     """Write a cache file atomically.
 
     Args:
         path: The file.
-        batches: The images, ordered by split; no batch is empty, and all images have the same shape.
+        rows: The images, ordered by split; all have the same shape.
         digest: Digest of the source data and of the decoder.
         class_names: The names of labels 0 to K - 1.
-        rejected: The images that were left out; read after the last batch, so the generator of `batches` may add to it.
+        rejected: The images that were left out; read after the last row, so the generator of `rows` may add to it.
 
     Raises:
         PipelineError: There are no images, or the disk is full.
@@ -117,16 +101,15 @@ def write(
             file, _SCHEMA, compression="zstd", compression_level=1, use_dictionary=["pixels.list.element"]
         ) as writer,
     ):
-        for group in _row_groups(batches):
-            images = np.concatenate([batch.images for batch in group])
-            labels = np.concatenate([batch.labels for batch in group]).astype(np.int32)
+        for group in _row_groups(rows):
+            images = np.stack([row.image for row in group])
+            labels = np.array([row.label for row in group], np.int32)
             split, values = group[0].split, images[0].size
             offsets = np.arange(0, len(images) * values + 1, values, dtype=np.int32)
             pixels = pa.ListArray.from_arrays(pa.array(offsets), pa.array(images.reshape(-1)), type=_PIXELS)
-            names = (source for batch in group for source in batch.sources)
             # A file name may contain bytes that are not UTF-8.
-            sources = pa.array([name.encode(errors="backslashreplace").decode() for name in names], pa.string())
-            table = pa.table([pixels, pa.array(labels), sources], schema=_SCHEMA)
+            sources = [row.source.encode(errors="backslashreplace").decode() for row in group]
+            table = pa.table([pixels, pa.array(labels), pa.array(sources, pa.string())], schema=_SCHEMA)
             writer.write_table(table, row_group_size=len(images))
             header.row_groups.append(split)
             header.rows.append(len(images))
@@ -143,26 +126,13 @@ def write(
         writer.add_key_value_metadata({_METADATA: json.dumps(dataclasses.asdict(header)).encode()})
 
 
-def _row_groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Join or divide batches of one split into groups of `ROW_GROUP_BYTES`."""
-    group: list[Batch] = []
-    room = 0
-    for batch in batches:
-        rows = max(1, ROW_GROUP_BYTES // batch.images[0].size)
-        start = 0
-        while start < len(batch.images):
-            if group and (room == 0 or group[0].split != batch.split):
-                yield group
-                group = []
-            if not group:
-                room = rows
-            stop = min(start + room, len(batch.images))
-            cut = slice(start, stop)
-            group.append(Batch(batch.split, batch.images[cut], batch.labels[cut], batch.sources[cut]))
-            room -= stop - start
-            start = stop
-    if group:
-        yield group
+def _row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Divide rows into groups of one split with `ROW_GROUP_BYTES` of pixels."""
+    for _, part in itertools.groupby(rows, key=lambda row: row.split):
+        first = next(part)
+        part = itertools.chain([first], part)
+        while group := list(itertools.islice(part, max(1, ROW_GROUP_BYTES // first.image.size))):
+            yield group
 
 
 def checksum(images: Any, labels: Any) -> int:
@@ -180,7 +150,10 @@ def checksum(images: Any, labels: Any) -> int:
 def read_header(path: Path) -> Header | None:
     """The metadata of a cache file; None if the file is missing, damaged or in another format."""
     try:
-        header = Header.from_json(pq.read_metadata(path).metadata[_METADATA])
+        fields = json.loads(pq.read_metadata(path).metadata[_METADATA])
+        fields["image_shape"] = tuple(fields["image_shape"])
+        fields["rejected"] = [Rejected(**item) for item in fields["rejected"]]
+        header = Header(**fields)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return header if header.format == FORMAT else None
@@ -203,42 +176,31 @@ def read(path: Path, header: Header) -> dict[str, Split] | None:
         MemoryError: The dataset does not fit into memory.
         RuntimeError: A CUDA error.
     """
-    if device.dataframe().__name__ != "cudf":
-        parts = _read_splits(path, header, _read_with_pyarrow)
-        if parts is None:
-            return None
-        return {
-            name: Split(device.to_device(images), device.to_device(labels), sources.to_pandas())
-            for name, (images, labels, sources) in parts.items()
-        }
+    read_split = _read_with_cudf if device.dataframe().__name__ == "cudf" else _read_with_pyarrow
     try:
-        parts = _read_splits(path, header, _read_with_cudf)
-    except MemoryError:
-        raise
-    except Exception:  # cuDF raises a RuntimeError for a damaged file and for a CUDA error; pyarrow tells them apart
+        return _read_splits(path, header, read_split)
+    except RuntimeError:  # cuDF raises it for a damaged file and for a CUDA error; pyarrow tells them apart
         if _read_splits(path, header, _read_with_pyarrow) is None:
             return None
         raise
-    return parts and {name: Split(*part) for name, part in parts.items()}
 
 
-def _read_splits(path: Path, header: Header, read_split: Callable[..., tuple]) -> dict[str, tuple] | None:
-    """(images, labels, sources) of each split; None if the file is damaged."""
-    parts = {}
+def _read_splits(path: Path, header: Header, read_split: Callable[..., Split]) -> dict[str, Split] | None:
+    splits = {}
     try:
         for name, expected in header.checksums.items():
             groups = [index for index, split in enumerate(header.row_groups) if split == name]
-            parts[name] = read_split(path, header, groups)
-            if checksum(*parts[name][:2]) != expected:
+            splits[name] = read_split(path, header, groups)
+            if checksum(splits[name].images, splits[name].labels) != expected:
                 return None
     except MemoryError:  # pyarrow's MemoryError is also an ArrowException
         raise
     except (pa.ArrowException, OSError, ValueError):
         return None
-    return parts
+    return splits
 
 
-def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> tuple[Any, Any, Any]:
+def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> Split:
     cudf, xp = device.dataframe(), device.xp()
     parts = []
     for chunk in _chunks(groups, header):
@@ -246,9 +208,9 @@ def _read_with_cudf(path: Path, header: Header, groups: list[int]) -> tuple[Any,
         images = frame["pixels"].list.leaves.values.reshape(-1, *header.image_shape)
         parts.append((images, frame["label"].values, frame["source"]))
     if len(parts) == 1:
-        return parts[0]
+        return Split(*parts[0])
     images, labels, sources = zip(*parts, strict=True)
-    return xp.concatenate(images), xp.concatenate(labels), cudf.concat(sources, ignore_index=True)
+    return Split(xp.concatenate(images), xp.concatenate(labels), cudf.concat(sources, ignore_index=True))
 
 
 def _chunks(groups: list[int], header: Header) -> Iterator[list[int]]:
@@ -266,17 +228,16 @@ def _chunks(groups: list[int], header: Header) -> Iterator[list[int]]:
         yield chunk
 
 
-def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> tuple[np.ndarray, np.ndarray, pa.ChunkedArray]:
-    rows = [header.rows[group] for group in groups]
-    starts = np.concatenate([[0], np.cumsum(rows)])
-    images = np.empty((int(starts[-1]), *header.image_shape), np.uint8)
-    labels = np.empty(int(starts[-1]), np.int32)
+def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> Split:
+    starts = np.cumsum([0, *(header.rows[group] for group in groups)])
+    images = np.empty((starts[-1], *header.image_shape), np.uint8)
+    labels = np.empty(starts[-1], np.int32)
     metadata = pq.read_metadata(path)
 
     def read_group(index: int) -> pa.ChunkedArray:
         with pq.ParquetFile(path, metadata=metadata) as file:
             table = file.read_row_group(groups[index])
-        here = slice(int(starts[index]), int(starts[index + 1]))
+        here = slice(starts[index], starts[index + 1])
         labels[here] = table.column("label").to_numpy()
         flat, position = images[here].reshape(-1), 0
         for chunk in table.column("pixels").chunks:
@@ -289,4 +250,4 @@ def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> tuple[n
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow uses one core per column
         sources = [chunk for column in pool.map(read_group, range(len(groups))) for chunk in column.chunks]
-    return images, labels, pa.chunked_array(sources, pa.string())
+    return Split(device.to_device(images), device.to_device(labels), pa.chunked_array(sources, pa.string()).to_pandas())

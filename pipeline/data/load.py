@@ -162,8 +162,8 @@ def _cached(source: Source, settings: DatasetSettings) -> tuple[cache.Header, di
         contents = source.read()
         check_contents(contents, source.location)
         rejected: list[Rejected] = []
-        batches = decode(contents, settings, rejected)
-        cache.write(path, batches, digest=digest, class_names=contents.class_names, rejected=rejected)
+        rows = decode(contents, settings, rejected)
+        cache.write(path, rows, digest=digest, class_names=contents.class_names, rejected=rejected)
         if rejected:
             text = "".join(f"{image.path}: {image.reason}\n" for image in rejected)
             files.write_bytes(_rejected_file(path), text.encode(errors="backslashreplace"))

@@ -130,7 +130,7 @@ def check_contents(contents: Contents, location: str) -> None:
         raise PipelineError(f"The class {empty!r} of {location} has no training images; add some or remove the class.")
 
 
-def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejected]) -> Iterator[cache.Batch]:
+def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejected]) -> Iterator[cache.Row]:
     """Decode all images in parallel, in order; images that cannot be read are added to `rejected` and left out.
 
     Threads are sufficient, because Pillow releases the GIL while it decodes and resizes.
@@ -141,7 +141,7 @@ def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejecte
         rejected: Receives the images that cannot be read.
 
     Yields:
-        Batches of decoded images, ordered by split.
+        Decoded images, ordered by split.
 
     Raises:
         PipelineError: Images differ in size but `image_size` is not set, or in channels but `channels` is not set.
@@ -157,49 +157,43 @@ def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejecte
     with bar, ThreadPoolExecutor(device.usable_cores()) as pool:
         for split in (split for split in SPLITS if split in contents.labels):
             rows = zip(contents.labels[split], contents.images(split), strict=True)
-            for results in _map_in_order(pool, work, rows):
-                bar.update(len(results))
-                rejected += [image for _, _, image in results if isinstance(image, Rejected)]
-                decoded = [row for row in results if not isinstance(row[2], Rejected)]
-                if not decoded:
+            for label, name, image in _map_in_order(pool, work, rows):
+                bar.update()
+                if isinstance(image, ImageError):
+                    rejected.append(Rejected(name, image.reason))
                     continue
-                labels, names, images = zip(*decoded, strict=True)
-                for name, image in zip(names, images, strict=True):
-                    first = first or (name, image.shape)
-                    _check_same_shape(name, image.shape, *first)
-                yield cache.Batch(split, np.stack(images), np.array(labels), list(names))
+                first = first or (name, image.shape)
+                _check_same_shape(name, image.shape, *first)
+                yield cache.Row(split, image, label, name)
 
 
 _Row = tuple[int, tuple[str, Encoded]]  # label, (name, image)
-_Decoded = tuple[int, str, np.ndarray | Rejected]
+_Decoded = tuple[int, str, np.ndarray | ImageError]
 
 
 def _map_in_order(
-    pool: ThreadPoolExecutor, work: Callable[[list[_Row]], list[_Decoded]], rows: Iterable[_Row]
-) -> Iterator[list[_Decoded]]:
+    pool: ThreadPoolExecutor, work: Callable[[list[_Row]], list[_Decoded]], rows: Iterator[_Row]
+) -> Iterator[_Decoded]:
     """The results of `work` for batches of rows, in order; only a few batches are in progress, to limit memory."""
     waiting: deque[Future] = deque()
-    rows = iter(rows)
     while batch := list(itertools.islice(rows, _BATCH)):
         waiting.append(pool.submit(work, batch))
         if len(waiting) > 2 * device.usable_cores():
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     while waiting:
-        yield waiting.popleft().result()
+        yield from waiting.popleft().result()
 
 
 def _decode_rows(rows: list[_Row], *, size: tuple[int, int] | None, channels: int | None) -> list[_Decoded]:
     results: list[_Decoded] = []
-    for label, (name, source) in rows:
+    for label, (name, image) in rows:
         try:
-            if isinstance(source, ImageError):
-                raise source
-            image = source if isinstance(source, np.ndarray) else decode_image(source)
+            image = decode_image(image) if isinstance(image, bytes | Path) else image
         except ImageError as error:
-            results.append((label, name, Rejected(name, error.reason)))
-        else:
-            shape = (*(size or image.shape[:2]), channels or image.shape[2])
-            results.append((label, name, resize_and_center_crop(image, shape)))
+            image = error
+        if isinstance(image, np.ndarray):
+            image = resize_and_center_crop(image, (*(size or image.shape[:2]), channels or image.shape[2]))
+        results.append((label, name, image))
     return results
 
 

@@ -12,35 +12,25 @@ import pytest
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.data import cache, statistics
-from pipeline.data.cache import Batch
 from pipeline.data.dataset import Dataset, Rejected, Split
 
 RNG = np.random.default_rng(3)
 
 
-def batch(split: str, count: int, shape=(6, 5, 3), classes: int = 3) -> Batch:
+def rows(split: str, count: int, shape=(6, 5, 3), classes: int = 3) -> list[cache.Row]:
     images = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
-    return Batch(split, images, RNG.integers(0, classes, count), [f"{split}/{i}" for i in range(count)])
+    return [cache.Row(split, image, RNG.integers(0, classes), f"{split}/{i}") for i, image in enumerate(images)]
 
 
-def write(path, batches, digest="d", rejected=()):
-    cache.write(path, batches, digest=digest, class_names=["a", "b", "c"], rejected=list(rejected))
-
-
-def joined(batches, split, field):
-    return np.concatenate([getattr(b, field) for b in batches if b.split == split])
+def write(path, rows, digest="d", rejected=()):
+    cache.write(path, rows, digest=digest, class_names=["a", "b", "c"], rejected=list(rejected))
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 3), (32, 32, 1), (7, 7, 1), (1, 1, 3)])
 def test_what_is_written_comes_back(tmp_path, shape):
-    batches = [
-        batch("train", 5, shape),
-        batch("train", 40, shape),
-        batch("validation", 1, shape),
-        batch("test", 9, shape),
-    ]
+    written = [*rows("train", 45, shape), *rows("validation", 1, shape), *rows("test", 9, shape)]
     path = tmp_path / "cache.parquet"
-    write(path, batches, rejected=[Rejected("bad.png", "truncated")])
+    write(path, written, rejected=[Rejected("bad.png", "truncated")])
     header = cache.read_header(path)
     assert (header.digest, header.class_names, header.image_shape) == ("d", ["a", "b", "c"], shape)
     assert header.rejected == [Rejected("bad.png", "truncated")]
@@ -49,15 +39,16 @@ def test_what_is_written_comes_back(tmp_path, shape):
     for name, split in splits.items():
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
         assert split.images.flags.c_contiguous
-        assert np.array_equal(device.to_numpy(split.images), joined(batches, name, "images"))
-        assert np.array_equal(device.to_numpy(split.labels), joined(batches, name, "labels"))
-        assert list(split.sources.to_numpy()) == list(joined(batches, name, "sources"))
+        expected = [row for row in written if row.split == name]
+        assert np.array_equal(device.to_numpy(split.images), [row.image for row in expected])
+        assert device.to_numpy(split.labels).tolist() == [row.label for row in expected]
+        assert list(split.sources.to_numpy()) == [row.source for row in expected]
 
 
 def test_the_file_is_the_promised_parquet(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "ROW_GROUP_BYTES", 10 * 90)
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 25), batch("train", 7), batch("test", 4)])
+    write(path, [*rows("train", 32), *rows("test", 4)])
     metadata, schema = pq.read_metadata(path), pq.read_schema(path)
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [10, 10, 10, 2, 4]
     assert {metadata.row_group(0).column(i).compression for i in range(3)} == {"ZSTD"}
@@ -71,7 +62,7 @@ def test_the_file_is_the_promised_parquet(tmp_path, monkeypatch):
 
 def test_row_groups_stay_below_64_mebibytes(tmp_path):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 5000, (64, 64, 3))])
+    write(path, rows("train", 5000, (64, 64, 3)))
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     assert len(sizes) > 1 and max(sizes) < 64 * 2**20
@@ -94,7 +85,7 @@ def test_a_missing_or_foreign_file_is_no_cache(tmp_path):
 
 def test_another_format_version_is_no_cache(tmp_path, monkeypatch):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 3)])
+    write(path, rows("train", 3))
     assert cache.read_header(path) is not None
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     assert cache.read_header(path) is None
@@ -103,7 +94,7 @@ def test_another_format_version_is_no_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", [0.1, 0.3, 0.5])
 def test_a_damaged_cache_is_noticed(tmp_path, where):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 200)])
+    write(path, rows("train", 200))
     data = bytearray(path.read_bytes())
     position = int(len(data) * where)
     data[position : position + 4] = bytes(255 - value for value in data[position : position + 4])
@@ -114,7 +105,7 @@ def test_a_damaged_cache_is_noticed(tmp_path, where):
 
 def test_a_truncated_cache_is_noticed(tmp_path):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 200)])
+    write(path, rows("train", 200))
     path.write_bytes(path.read_bytes()[:-100])
     assert cache.read_header(path) is None
 
@@ -136,14 +127,14 @@ def failing_cudf(monkeypatch):
 
 def test_a_cuda_error_is_not_taken_for_a_damaged_file(tmp_path, failing_cudf):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 200)])
+    write(path, rows("train", 200))
     with pytest.raises(CudaError):
         cache.read(path, cache.read_header(path))
 
 
 def test_a_damaged_file_is_told_from_a_cuda_error(tmp_path, failing_cudf):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 200)])
+    write(path, rows("train", 200))
     header = cache.read_header(path)
     data = bytearray(path.read_bytes())
     data[1000:1100] = bytes(100)
@@ -154,7 +145,7 @@ def test_a_damaged_file_is_told_from_a_cuda_error(tmp_path, failing_cudf):
 @pytest.mark.parametrize("error", [MemoryError, pa.ArrowMemoryError, AssertionError])
 def test_only_a_damaged_file_is_taken_for_one(tmp_path, monkeypatch, error):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 3)])
+    write(path, rows("train", 3))
 
     def fail(*_):
         raise error
@@ -173,10 +164,10 @@ def test_no_image_at_all_leaves_no_file(tmp_path):
 
 def test_an_error_half_way_leaves_the_old_file(tmp_path):
     path = tmp_path / "cache.parquet"
-    write(path, [batch("train", 3)], digest="old")
+    write(path, rows("train", 3), digest="old")
 
     def failing():
-        yield batch("train", 3)
+        yield from rows("train", 3)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +181,7 @@ def test_a_full_disk_names_a_fix(tmp_path, monkeypatch):
     path = tmp_path / "cache.parquet"
 
     def filling():
-        yield batch("train", 3)
+        yield from rows("train", 3)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(PipelineError, match="PIPELINE_CACHE") as info:
@@ -352,8 +343,7 @@ def test_taking_keeps_images_labels_and_sources_together():
 def test_the_whole_of_cifar10_is_read_in_time(tmp_path):
     """60,000 images of 32×32×3 from the cache, without counting what else the machine does."""
     path = tmp_path / "cache.parquet"
-    some = batch("train", 3000, (32, 32, 3))
-    write(path, [some] * 4)
+    write(path, rows("train", 3000, (32, 32, 3)) * 4)
     header = cache.read_header(path)
     start = time.process_time()
     cache.read(path, header)

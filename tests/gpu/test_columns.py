@@ -95,8 +95,8 @@ def written(path, count=3000, shape=(32, 32, 3)):
     images = RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
     labels = RNG.integers(0, 10, count)
     names = [str(index) for index in range(10)]
-    batch = cache.Batch("train", images, labels, [f"image {index}" for index in range(count)])
-    cache.write(path, [batch], digest="d", class_names=names, rejected=[])
+    rows = (cache.Row("train", *row, f"image {i}") for i, row in enumerate(zip(images, labels, strict=True)))
+    cache.write(path, rows, digest="d", class_names=names, rejected=[])
     return images, labels
 
 
