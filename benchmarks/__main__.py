@@ -1,7 +1,7 @@
 """Rerun every benchmark of the README's table on this machine: ``python -m benchmarks --data-dir DATA``
 
-Each benchmark is a separate command and writes its result to ``benchmarks/results``. If one fails, the others still
-run, and the failed ones are named at the end. The benchmark of several GPUs runs only on a machine with several GPUs.
+Each benchmark is also a command and writes its result to ``benchmarks/results``. If one fails, the others still run,
+and the failed ones are named at the end. The benchmark of several GPUs runs only on a machine with several GPUs.
 """
 
 from __future__ import annotations
@@ -12,19 +12,10 @@ import sys
 import time
 
 from pipeline.core import cli, device
-from pipeline.core.errors import PipelineError
 
 PRESETS = (
     "highperf_cnn", "hybrid_resnet18", "resnet18_cifar", "tiny_imagenet_vit", "fashion_leaky_relu", "fashion_vit",
 )  # fmt: skip
-BENCHMARKS = {
-    "augment": ["benchmarks.augment"],
-    "train": ["benchmarks.train", "--data-dir", "DATA"],
-    "ops": ["benchmarks.ops"],
-    "operations": ["benchmarks.operations"],
-    **{name: ["benchmarks.experiments", name, "--data-dir", "DATA"] for name in PRESETS},
-    "workers": ["benchmarks.workers", "--data-dir", "DATA"],
-}
 BY_HAND = """The other figures of the README's table come from these commands; tee saves their output:
   (time python -m pipeline -p dataset cifar10 -p data_dir DATA) 2>&1 | tee pipeline.txt
   (time python -m export.trt_infer image.png) 2>&1 | tee trt_infer.txt
@@ -38,24 +29,25 @@ def main() -> int:
         epilog=BY_HAND,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    known = ", ".join(BENCHMARKS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: all): {known}")
-    parser.add_argument("--data-dir", help="folder of CIFAR-10, Tiny ImageNet and Fashion-MNIST, or of their downloads")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(BENCHMARKS):
-        parser.error(f"Expected NAME to be one of {known}, got {', '.join(sorted(unknown))}")
-    chosen = arguments.names or [name for name in BENCHMARKS if name != "workers" or device.gpu_count() > 1]
-    needing = [name for name in chosen if "DATA" in BENCHMARKS[name]]
-    if needing and arguments.data_dir is None:
-        raise PipelineError(f"Expected --data-dir for {', '.join(needing)}; set it to the folder of the datasets.")
+    parser.add_argument(
+        "--data-dir", required=True, help="folder of CIFAR-10, Tiny ImageNet and Fashion-MNIST, or of their downloads"
+    )
+    data = ["--data-dir", parser.parse_args().data_dir]
+    commands = [
+        ["benchmarks.augment"],
+        ["benchmarks.train", *data],
+        ["benchmarks.ops"],
+        ["benchmarks.operations"],
+        *(["benchmarks.experiments", name, *data] for name in PRESETS),
+        *([["benchmarks.workers", *data]] if device.gpu_count() > 1 else []),
+    ]
     failed = {}
-    for name in chosen:
-        module, *options = BENCHMARKS[name]
-        command = ["-m", module, *(arguments.data_dir if option == "DATA" else option for option in options)]
-        print(f"--- python {shlex.join(command)}", flush=True)
+    for command in commands:
+        shown = shlex.join(["python", "-m", *command])
+        print(f"--- {shown}", flush=True)
         started = time.perf_counter()
-        if code := cli.call([sys.executable, *command]):
-            failed[name] = code
+        if code := cli.call([sys.executable, "-m", *command]):
+            failed[shown] = code
         print(f"({time.perf_counter() - started:.0f} s)\n", flush=True)
     print(BY_HAND)
     if failed:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import timeit
 from collections.abc import Callable
 from typing import Any
 
 import numpy
 
-from benchmarks import results
+from benchmarks import results, timing
 from pipeline import augment
 from pipeline.core import cli, device
 
@@ -25,19 +24,15 @@ POLICIES = ("standard", "none", "light", "strong")
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of one call, after two calls to warm up."""
-    for _ in range(2):
-        work()
-    if device.has_gpu():
-        return statistics.median(_gpu_times(work, repeats))
-    return statistics.median(timeit.repeat(work, repeat=repeats, number=1))
+    """Median seconds of one call, after one to warm up; on a GPU, the seconds between two events.
 
-
-def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds between two events on the GPU. Copies queued first keep the GPU busy while the host prepares the launch,
-    so that the preparation is not measured."""
+    Copies queued first keep the GPU busy while the host prepares the launch, so that the preparation is not measured.
+    """
+    if not device.has_gpu():
+        return timing.median_seconds(work, repeats)
     import cupy
 
+    work()
     ballast = cupy.empty(2**30, cupy.uint8)
     halves = ballast[: 2**29], ballast[2**29 :]
     times = []
@@ -50,7 +45,7 @@ def _gpu_times(work: Callable[[], Any], repeats: int) -> list[float]:
         after.record()
         after.synchronize()
         times.append(cupy.cuda.get_elapsed_time(before, after) / 1000)
-    return times
+    return statistics.median(times)
 
 
 def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
@@ -98,12 +93,11 @@ def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augment", description=__doc__.split(":")[0])
-    parser.add_argument("--images", type=int, default=50_000, help="images in the epoch (default: 50000)")
-    parser.add_argument("--repeats", type=int, default=None, help="timed launches (default: 50 on a GPU, 5 on a CPU)")
+    parser.add_argument("--images", type=cli.positive, default=50_000, help="images in the epoch (default: 50000)")
+    repeats = 50 if device.has_gpu() else 5
+    parser.add_argument("--repeats", type=cli.positive, default=repeats, help="timed launches (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.images < 1 or (arguments.repeats is not None and arguments.repeats < 1):
-        parser.error("--images and --repeats must be at least 1")
-    figures = measure(arguments.images, (32, 32, 3), arguments.repeats or (50 if device.has_gpu() else 5))
+    figures = measure(arguments.images, (32, 32, 3), arguments.repeats)
     machine = device.describe()
     print(f"{machine['gpu'] or machine['cpu']}: {arguments.images:,} images of 32×32×3")
     print(f"{'policy':<10} {'output':<8} {'ms':>9} {'images/s':>15} {'TB/s':>8} {'of a copy':>10}")
@@ -114,9 +108,7 @@ def main() -> None:
         )
     for key, copy in figures.items():
         if key.startswith("copy_"):
-            print(
-                f"{'copy':<10} {key[5:]:<8} {copy['milliseconds']:>9.3f} {'':>15} {copy['terabytes_per_second']:>8.4f}"
-            )
+            print(f"{'copy':<10} {key[5:]:<8} {copy['milliseconds']:>9.3f} {copy['terabytes_per_second']:>24.4f}")
     print(f"written to {results.save('augment', figures)}")
 
 

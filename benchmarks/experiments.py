@@ -1,6 +1,6 @@
-"""Measure speed and accuracy of the presets in pipeline/conf/experiment: ``python -m benchmarks.experiments NAME …``
+"""Measure speed and accuracy of a preset in pipeline/conf/experiment: ``python -m benchmarks.experiments NAME``
 
-Each preset is trained with its own settings. An epoch before the measurement compiles the graphs; its updates are then
+The preset is trained with its own settings. An epoch before the measurement compiles the graphs; its updates are then
 discarded. The test accuracy is measured after the last epoch. The history of loss, top-1 and top-5 accuracy is written
 to the result file, and its curves to an image with the same name.
 """
@@ -79,22 +79,19 @@ def measure(name: str, data_dir: str | None, overrides: list[str]) -> dict[str, 
 def main() -> None:
     known = sorted(path.stem for path in (config.FOLDER / "experiment").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split(":")[0])
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=known, help=", ".join(known))
+    parser.add_argument("name", metavar="NAME", choices=known, help=", ".join(known))
     parser.add_argument("--data-dir", default=None, help="folder of the dataset, or of its download")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the preset's")
     arguments = parser.parse_args()
-    for name in arguments.names:
-        run = measure(name, arguments.data_dir, arguments.set)
-        print(
-            f"{name}: {run['epoch_seconds']:.3f} s per epoch ({run['images_per_second']:,.0f} images/s at batch "
-            f"{run['batch_size']}), test top-1 {run['test_accuracy']:.2%}, top-5 {run['test_top5']:.2%} after "
-            f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s",
-            flush=True,
-        )
-        command = results.running("benchmarks.experiments", without={*arguments.names} - {name})
-        path = results.save(f"experiment-{name}", run, command)
-        save_figure(path.with_suffix(".png"), training_curves(run))
-        print(f"written to {path}")
+    run = measure(arguments.name, arguments.data_dir, arguments.set)
+    print(
+        f"{arguments.name}: {run['epoch_seconds']:.3f} s per epoch ({run['images_per_second']:,.0f} images/s at batch "
+        f"{run['batch_size']}), test top-1 {run['test_accuracy']:.2%}, top-5 {run['test_top5']:.2%} after "
+        f"{len(run['history'])} epochs; compilation {run['compile_seconds']:.0f} s"
+    )
+    path = results.save(f"experiment-{arguments.name}", run, results.running("benchmarks.experiments"))
+    save_figure(path.with_suffix(".png"), training_curves(run))
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

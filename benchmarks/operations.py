@@ -9,15 +9,13 @@ skipped, because training does not use XLA there.
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 from benchmarks import results
 from benchmarks.timing import timed_epochs
-from pipeline import ops
 from pipeline.core import cli, config, device
-from pipeline.core.settings import Settings
 from pipeline.data.load import load_from_settings
+from pipeline.ops import building
 from pipeline.train import setup
 
 NETWORKS = ("vit_lite", "fashion_mlp")
@@ -27,18 +25,6 @@ VARIANTS = {
     "TensorFlow's own": ["model.operations=tensorflow", "xla=false"],
     "TensorFlow's own, XLA": ["model.operations=tensorflow", "xla=true"],
 }
-
-
-def measure(settings: Settings, dataset: Any, epochs: int) -> dict[str, Any]:
-    """Train one variant.
-
-    Returns:
-        The figures of `timed_epochs`, and the mean training ``loss`` of the last epoch.
-    """
-    setup.seed_everything(settings.seed)
-    loop = setup.build_loop(settings, dataset)
-    figures, loss = timed_epochs(loop, dataset, epochs)
-    return {**figures, "loss": loss}
 
 
 def main() -> None:
@@ -53,7 +39,7 @@ def main() -> None:
     chosen = [f"dataset={arguments.dataset}", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
     chosen += [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
     dataset = load_from_settings(config.compose([*chosen, f"model={arguments.networks[0]}"]).dataset)
-    ops.build()  # fail early without a compiler
+    building.build()  # fail early without a compiler
     variants = {name: overrides for name, overrides in VARIANTS.items() if device.has_gpu() or "xla=false" in overrides}
     figures: dict[str, Any] = {"dataset": dataset.name, "train_images": len(dataset.train.labels), "runs": []}
     print(f"{'network':<12}" + "".join(f"{name:>24}" for name in variants))
@@ -61,11 +47,12 @@ def main() -> None:
         line = f"{network:<12}"
         for name, overrides in variants.items():
             settings = setup.resolve(config.compose([*chosen, f"model={network}", *overrides]))
-            run = measure(settings, dataset, arguments.epochs)
-            if not math.isfinite(run["loss"]):
-                raise ValueError(f"{network}, {name}: the loss is {run['loss']}")
+            setup.seed_everything(settings.seed)
+            run, loss = timed_epochs(setup.build_loop(settings, dataset), dataset, arguments.epochs)
             figures["precision"] = settings.precision
-            figures["runs"].append({"network": network, "way": name, "settings": [*chosen, *overrides], **run})
+            figures["runs"].append(
+                {"network": network, "way": name, "settings": [*chosen, *overrides], **run, "loss": loss}
+            )
             line += f"{run['images_per_second']:>22,.0f}/s"
         print(line, flush=True)
     print(f"written to {results.save('operations', figures)}")

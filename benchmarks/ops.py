@@ -12,6 +12,7 @@ from benchmarks import ops_timing, results
 from pipeline import ops
 from pipeline.core import cli, device
 from pipeline.core.errors import PipelineError
+from pipeline.ops import building
 
 
 def largest_difference() -> float:
@@ -40,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     started = time.perf_counter()
-    print(f"built: {ops.build()} ({time.perf_counter() - started:.1f} s)")
+    print(f"built: {building.build()} ({time.perf_counter() - started:.1f} s)")
     if not ops.available():
         raise PipelineError("The custom operations do not run on this machine; see the warning above.", 1)
     difference = largest_difference()

@@ -11,19 +11,18 @@ host's time to start a graph (0.5 ms) overlaps with the GPU's work.
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from benchmarks.timing import median_seconds
 from pipeline import ops
 from pipeline.core import device
 
 VARIANTS = ("custom", "tensorflow", "xla")
-QUEUED = 8  # calls of a graph on a GPU before waiting for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,36 +54,31 @@ class Row:
         return None if self.seconds["custom"] is None else self.floor / self.seconds["custom"]
 
 
-def measure(shape: tuple[int, int], dtype: str = "float32", repetitions: int | None = None) -> list[Row]:
+def measure(shape: tuple[int, int], dtype: str = "float32") -> list[Row]:
     """Time every operation, forward and backward.
 
     Args:
         shape: (rows, columns) of the features.
         dtype: One of `ops.DTYPES`.
-        repetitions: Calls in one graph; by default 32 on a GPU and 4 on a CPU.
 
     Returns:
         One row per operation and direction.
     """
     tf = device.tensorflow()
-    repetitions = repetitions or (32 if device.has_gpu() else 4)
     generator = np.random.default_rng(0)
     features, gradients, bias = (
         tf.cast(generator.standard_normal(size, np.float32), dtype) for size in (shape, shape, shape[1:])
     )
     tensor_bytes = features.dtype.size * shape[0] * shape[1]
-    seconds_per_byte = copy_seconds(tensor_bytes, repetitions) / (2 * tensor_bytes)
+    seconds_per_byte = copy_seconds(tensor_bytes) / (2 * tensor_bytes)
     rows = []
     for name, (custom, own) in _operations(tf).items():
-        for direction, tensors in (("forward", 2), ("backward", 3)):
-            seconds: dict[str, float | None] = {}
-            for variant in VARIANTS:
-                if variant == "custom" and not ops.available():
-                    seconds[variant] = None
-                    continue
-                step = _step(tf, custom if variant == "custom" else own, direction, variant == "xla", features, bias)
-                start = features if direction == "forward" else gradients
-                seconds[variant] = _seconds_per_step(tf, step, start, bias, repetitions)
+        for direction, start, tensors in (("forward", features, 2), ("backward", gradients, 3)):
+            seconds: dict[str, float | None] = {"custom": None}
+            for variant, call in zip(VARIANTS, (custom, own, own), strict=True):
+                if variant != "custom" or ops.available():
+                    step = _step(tf, call, direction, variant == "xla", features, bias)
+                    seconds[variant] = _seconds_per_step(tf, step, start, bias)
             moved = tensors * tensor_bytes
             rows.append(Row(name, direction, dtype, shape[0] * shape[1], moved, seconds, moved * seconds_per_byte))
     return rows
@@ -131,14 +125,15 @@ def _step(tf: Any, call: Any, direction: str, xla: bool, features: Any, bias: An
     return lambda tensor, sums: function(tensor, sums, features, bias)
 
 
-def _seconds_per_step(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any, repetitions: int) -> float:
+def _seconds_per_step(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any) -> float:
+    calls, repetitions = _calls_and_repetitions()
+
     @tf.function
     def chain(tensor: Any, sums: Any) -> Any:
         for _ in range(repetitions):
             tensor, sums = step(tensor, sums)
         return tensor, sums
 
-    calls = QUEUED if device.has_gpu() else 1
     sums = tf.zeros_like(bias)
 
     def once() -> None:
@@ -146,35 +141,31 @@ def _seconds_per_step(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias
             chain(start, sums)
         device.synchronize()
 
-    return _median_seconds(once) / (calls * repetitions)
+    return median_seconds(once) / (calls * repetitions)
 
 
-def copy_seconds(size: int, repetitions: int) -> float:
+def _calls_and_repetitions() -> tuple[int, int]:
+    """How often a graph is called before waiting for it, and how often it runs the operation."""
+    return (8, 32) if device.has_gpu() else (1, 4)
+
+
+def copy_seconds(size: int) -> float:
     """Seconds to copy `size` bytes from one array to another: on the GPU, or with all CPU cores."""
     xp = device.xp()
     source, target = xp.ones(size, xp.uint8), xp.zeros(size, xp.uint8)
     if device.has_gpu():
+        copies = math.prod(_calls_and_repetitions())
 
         def once() -> None:
-            for _ in range(QUEUED * repetitions):
+            for _ in range(copies):
                 target[...] = source
             device.synchronize()
 
-        return _median_seconds(once) / (QUEUED * repetitions)
+        return median_seconds(once) / copies
     threads = device.usable_cores()
     parts = [slice(index * size // threads, (index + 1) * size // threads) for index in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        return _median_seconds(lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), parts)))
-
-
-def _median_seconds(once: Callable[[], Any], runs: int = 5) -> float:
-    once()  # tracing, compilation and cold caches are not measured
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        once()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+        return median_seconds(lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), parts)))
 
 
 def table(rows: list[Row]) -> str:

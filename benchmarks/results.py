@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +41,9 @@ def save(name: str, figures: Any, command: str | None = None) -> Path:
     return path
 
 
-def running(module: str, without: Collection[str] = ()) -> str:
-    """Return the running command as text, with ``DATA`` instead of the path to the data.
-
-    Args:
-        module: For example "benchmarks.train".
-        without: Arguments to leave out, for a result that belongs to only some of the arguments.
-    """
-    given = sys.argv[1:]
-    shown = []
-    for before, word in zip(["", *given], given, strict=False):
-        if word in without:
-            continue
-        if before == "--data-dir":
-            word = "DATA"
-        shown.append("--data-dir=DATA" if word.startswith("--data-dir=") else word)
-    return shlex.join(["python", "-m", module, *shown])
+def running(module: str) -> str:
+    """Return the running command of a module such as "benchmarks.train", with ``DATA`` as the path to the data."""
+    words = ["--data-dir=DATA" if word.startswith("--data-dir=") else word for word in sys.argv[1:]]
+    if "--data-dir" in words:
+        words[words.index("--data-dir") + 1] = "DATA"
+    return shlex.join(["python", "-m", module, *words])

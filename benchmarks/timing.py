@@ -1,10 +1,18 @@
-"""Timing of training epochs, shared by the benchmarks."""
+"""Timing that the benchmarks share."""
 
 from __future__ import annotations
 
 import statistics
 import time
+import timeit
+from collections.abc import Callable
 from typing import Any
+
+
+def median_seconds(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median seconds of one call of `work`, after one call that compiles and fills caches."""
+    work()
+    return statistics.median(timeit.repeat(work, repeat=repeats, number=1))
 
 
 def timed_epochs(loop: Any, dataset: Any, epochs: int) -> tuple[dict[str, Any], float]:

@@ -56,11 +56,8 @@ def keras_fit(settings: Settings, dataset: Any, epochs: int, augmented: bool) ->
         image = tf.image.random_brightness(tf.image.random_crop(image, (height, width, channels)), 25.5)
         return (tf.clip_by_value(image, 0, 255) - mean) / deviation, label
 
-    network.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     if augmented:
         data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels), seed=0)
         data = data.map(augment, num_parallel_calls=tf.data.AUTOTUNE)

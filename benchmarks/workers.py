@@ -36,13 +36,9 @@ def measure(count: int, overrides: list[str], batch_size: int) -> dict[str, Any]
         PipelineError: The training failed; its error message is on standard error.
     """
     command = [sys.executable, "-m", "pipeline.workers", str(count), *overrides]
+    command += [f"batch_size={batch_size * count}", "name=measured"]
     with tempfile.TemporaryDirectory() as folder:
-        code = cli.call(
-            [*command, f"batch_size={batch_size * count}", "name=measured"],
-            cwd=folder,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-        )
+        code = cli.call(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
         if code:
             raise PipelineError(
                 f"The training with {count} processes failed with exit code {code}; see its error message above.", code

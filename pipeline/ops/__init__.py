@@ -15,7 +15,6 @@ import contextvars
 import functools
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,20 +26,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 _log = logging.getLogger(__name__)
 _only_tensorflow = contextvars.ContextVar("only_tensorflow", default=False)
-
-
-def build() -> Path:
-    """Compile the operations unless the cache folder contains them.
-
-    Returns:
-        Path of the shared library.
-
-    Raises:
-        PipelineError: There is no compiler, the compiler fails, or the cache folder cannot be written.
-    """
-    from pipeline.ops import building
-
-    return building.build()
 
 
 def available() -> bool:

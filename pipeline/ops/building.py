@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.ops import gradients
@@ -57,19 +55,14 @@ def toolchain() -> Toolchain:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        raise PipelineError(
-            f"The custom operations need a C++ compiler; {' or '.join(names)} was not found. Install g++ or set CXX."
-        )
+        raise PipelineError(f"The custom operations need a C++ compiler ({', '.join(names)}); install g++ or set CXX.")
     if not device.has_gpu():
         return Toolchain(compiler)
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [shutil.which("nvcc"), *(shutil.which("nvcc", path=f"{home}/bin") for home in homes if home)]
     nvcc = next(filter(None, candidates), None)
     if nvcc is None:
-        raise PipelineError(
-            "The custom operations need nvcc on a machine with a GPU, but it was not found; install the CUDA toolkit "
-            "or set CUDA_HOME."
-        )
+        raise PipelineError("On a GPU the custom operations need nvcc; install the CUDA toolkit or set CUDA_HOME.")
     major, minor = device.compute_capability()
     return Toolchain(compiler, nvcc, f"sm_{major}{minor}")
 
@@ -84,18 +77,15 @@ def build() -> Path:
         PipelineError: There is no compiler, a compiler fails (exit code 1), or the cache folder cannot be written.
     """
     tools = toolchain()
-    cache = files.cache_folder()
-    folder = cache / "ops" / _digest(tools)
+    folder = files.cache_folder() / "ops" / _digest(tools)
     library = folder / LIBRARY
     if _intact(library):
         return library
     try:
-        with FileLock(cache / "ops.lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(folder):
             if not _intact(library):
-                shutil.rmtree(folder, ignore_errors=True)
-                with files.atomic_write(folder, cache=True) as temporary:
-                    temporary.mkdir()
-                    _compile(tools, temporary)
+                _compile(tools, folder)
     except OSError as error:
         raise files.disk_error(folder, error, cache=True) from error
     return library
@@ -151,7 +141,7 @@ def commands(tools: Toolchain, folder: Path) -> tuple[list[list[str]], list[str]
 
 
 def _compile(tools: Toolchain, folder: Path) -> None:
-    """Write the library and its checksum into `folder`."""
+    """Write the library into `folder`, and then its checksum, which marks it as complete."""
     compilations, link = commands(tools, folder)
     with ThreadPoolExecutor() as pool:
         list(pool.map(_run, compilations))
@@ -159,7 +149,7 @@ def _compile(tools: Toolchain, folder: Path) -> None:
     for path in folder.glob("*.o"):
         path.unlink()
     library = folder / LIBRARY
-    library.with_suffix(".sha256").write_text(_sha256(library), encoding="utf-8")
+    library.with_suffix(".sha256").write_bytes(_sha256(library))
 
 
 def _run(command: Sequence[str]) -> str:
@@ -172,11 +162,8 @@ def _run(command: Sequence[str]) -> str:
         output = getattr(error, "stdout", None) or str(error)
         error.add_note(output)  # PIPELINE_TRACEBACK=1 shows the whole output
         reason = first_line("\n".join(line for line in output.splitlines() if "error" in line.lower()) or output)
-        raise PipelineError(
-            f"{command[0]} cannot compile the custom operations ({reason}); set CXX to another compiler, or "
-            "operations=tensorflow.",
-            1,
-        ) from error
+        fix = "set CXX to another compiler, or operations=tensorflow"
+        raise PipelineError(f"{command[0]} cannot compile the custom operations ({reason}); {fix}.", 1) from error
 
 
 def _digest(tools: Toolchain) -> str:
@@ -191,20 +178,15 @@ def _digest(tools: Toolchain) -> str:
 
 def _processor() -> str:
     """The processor's features, on which ``-march=native`` depends."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
 def _intact(library: Path) -> bool:
     """Whether the library matches its checksum; a truncated one would crash the process that loads it."""
-    try:
-        return library.with_suffix(".sha256").read_text(encoding="utf-8") == _sha256(library)
-    except (OSError, UnicodeDecodeError):
-        return False
+    checksum = library.with_suffix(".sha256")
+    return checksum.is_file() and library.is_file() and checksum.read_bytes() == _sha256(library)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
