@@ -7,13 +7,14 @@ run.load_model().predict(images)  # uint8 in, probabilities out
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import secrets
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from pipeline.core import files
 from pipeline.core.errors import PipelineError, first_line
@@ -63,12 +64,9 @@ class ModelCard:
             PipelineError: The file is missing or damaged.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            fields = {k: tuple(v) if k in ("input_shape", "mean", "std") else v for k, v in fields.items()}
-            fields["class_names"] = [str(name) for name in fields["class_names"]]
-            return cls(**fields)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            message = f"The model card {path} cannot be read ({error}); train again: {TRAIN_COMMAND}"
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            message = f"The model card {path} cannot be read ({first_line(error)}); train again: {TRAIN_COMMAND}"
             raise PipelineError(message) from error
 
     def write(self, path: Path) -> None:
@@ -98,18 +96,6 @@ class Run:
     def export_dir(self) -> Path:
         """The folder of exported models; the first export creates it."""
         return self.path / "export"
-
-    def make_export_dir(self) -> Path:
-        """Create `export_dir` if it does not exist, and return it.
-
-        Raises:
-            PipelineError: The folder cannot be created.
-        """
-        try:
-            self.export_dir.mkdir(exist_ok=True)
-        except OSError as error:
-            raise files.disk_error(self.export_dir, error) from error
-        return self.export_dir
 
     @property
     def card(self) -> ModelCard:
@@ -141,12 +127,9 @@ class Run:
         """
         path = self.path / "metrics.json"
         try:
-            figures = json.loads(path.read_text(encoding="utf-8"))
+            return TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise PipelineError(f"{path} cannot be read ({error}); remove it.") from error
-        if not isinstance(figures, dict):
-            raise PipelineError(f"Expected {path} to contain a JSON object, got {figures!r}; remove it.")
-        return figures
+            raise PipelineError(f"{path} cannot be read ({first_line(error)}); remove it.") from error
 
     def load_model(self) -> Any:
         """Load the trained Keras model.
@@ -215,18 +198,12 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
             return Run(folder.resolve())
     if run is None:
         raise PipelineError(f"There is no finished run yet ({LATEST} is missing); train one: {TRAIN_COMMAND}")
-    import difflib
-
-    every = names()
-    near = difflib.get_close_matches(wanted.name, every, 3, 0.5)
-    shown = every if len(every) <= 10 else list(dict.fromkeys([*near, *every[-5:]]))
-    more = f" and {len(every) - len(shown)} more" if len(shown) < len(every) else ""
-    known = (", ".join(shown) or "none") + more
-    started = next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
-    if started is not None:
-        resume = f"python -m pipeline.train resume={shlex.quote(str(started))}"
-        raise PipelineError(f"The run {wanted} is not finished; resume it: {resume}; finished runs: {known}.")
-    raise PipelineError(f"There is no finished run {wanted}; finished runs: {known}; train one: {TRAIN_COMMAND}")
+    for folder in candidates:
+        if (folder / "config.yaml").is_file():
+            resume = f"python -m pipeline.train resume={shlex.quote(str(folder))}"
+            raise PipelineError(f"The run {wanted} is not finished; resume it: {resume}")
+    known = ", ".join(names()[-10:]) or "none"
+    raise PipelineError(f"There is no finished run {wanted}; newest runs: {known}; train one: {TRAIN_COMMAND}")
 
 
 def names() -> list[str]:

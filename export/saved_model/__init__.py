@@ -23,7 +23,7 @@ def save(run: runs.Run) -> Path:
     Raises:
         PipelineError: The model cannot be read or the folder cannot be written.
     """
-    path = run.make_export_dir() / "saved_model"
+    path = run.export_dir / "saved_model"
     model = float32_copy(run.load_model())
     with files.atomic_write(path) as temporary:
         write(model, temporary)

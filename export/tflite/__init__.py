@@ -44,7 +44,7 @@ def export(run: runs.Run, dataset: Any = None) -> dict[str, Path]:
     model = run.load_model()
     paths = {}
     for precision in PRECISIONS:
-        path = run.make_export_dir() / f"model_{precision}.tflite"
+        path = run.export_dir / f"model_{precision}.tflite"
         files.write_bytes(path, labels.with_labels(convert(model, precision, calibration), run.card))
         exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
         paths[precision] = path
