@@ -237,11 +237,7 @@ def to_numpy(array: Any) -> Any:
     """Copy a CuPy array or a TensorFlow tensor into host memory; a NumPy array is returned unchanged."""
     import numpy
 
-    if isinstance(array, numpy.ndarray):
-        return array
-    if hasattr(array, "__cuda_array_interface__") and hasattr(array, "get"):
-        return array.get()
-    return numpy.asarray(array)
+    return array.get() if hasattr(array, "__cuda_array_interface__") else numpy.asarray(array)
 
 
 def to_device(array: Any) -> Any:
@@ -261,13 +257,8 @@ def to_tensorflow(array: Any, stream: Any = None) -> Any:
 
     Returns:
         A `tf.Tensor` of the array's shape and dtype, on the same device.
-
-    Raises:
-        PipelineError: The array is not C-contiguous.
     """
     tf = tensorflow()
-    if not array.flags.c_contiguous:
-        raise PipelineError(f"Expected a C-contiguous array, got one of shape {array.shape}; pass a contiguous copy.")
     if not hasattr(array, "__cuda_array_interface__"):
         return tf.convert_to_tensor(array)
     if stream is None:
@@ -294,14 +285,11 @@ def explain_out_of_memory(fix: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # TensorFlow, CuPy, cuDF, Numba and NumPy have different classes for it
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if (
-            names & {"ResourceExhaustedError", "OutOfMemoryError", "MemoryError"}
-            or "out of memory" in str(error).lower()
-        ):
-            place = "GPU" if has_gpu() else "machine"
-            raise PipelineError(f"The {place} does not have enough memory; {fix}.", exit_code=1) from error
-        raise
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+        if not out_of_memory and "out of memory" not in str(error).lower():
+            raise
+        place = "GPU" if has_gpu() else "machine"
+        raise PipelineError(f"The {place} does not have enough memory; {fix}.", exit_code=1) from error
 
 
 def free_memory() -> int:

@@ -134,6 +134,7 @@ class Settings(_Model):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
     schedule: Literal["one_cycle", "cosine", "constant"]
     warmup: Fraction
+    learning_rate_scaling: Literal["auto", "none", "linear", "sqrt"] = "none"  # older runs do not contain it
     label_smoothing: Fraction
     early_stopping: PositiveInt | None
     tracker: Literal["none", "wandb", None]

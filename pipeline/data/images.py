@@ -29,7 +29,8 @@ OTHER_SUFFIXES = frozenset(
 )
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are refused with an error below
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses images of more than twice this size, and warns of others
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class ImageError(PipelineError):
@@ -70,17 +71,18 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
         ImageError: The file is missing, empty, truncated, damaged, in another format, or declares more than 64
             megapixels (checked before any pixel is decoded).
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name, data = "image data", bytes(source)
-    else:
-        name, data = os.fspath(source), _read(Path(source))
+    name, data = "image data", source
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise ImageError(name, f"{error.strerror or error}".lower()) from error
     if not data:
         raise ImageError(name, "the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(name, _too_large(f"{image.width}×{image.height} pixels"))
-            if image.format in ("JPEG", "MPO") and not _jpeg_is_complete(data):
+            if image.format in ("JPEG", "MPO") and not _jpeg_is_complete(bytes(data)):
                 raise ImageError(name, "truncated")
             image.load()
             return to_rgb8(image)
@@ -89,23 +91,9 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
     except Image.UnidentifiedImageError as error:
         raise ImageError(name, "not a PNG, JPEG, BMP, GIF or WebP image, or damaged at its beginning") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(name, _too_large("too many pixels")) from error
+        raise ImageError(name, f"it declares more than {MAX_PIXELS // 1_000_000} megapixels") from error
     except Exception as error:  # Pillow's decoders raise almost any exception for damaged bytes
-        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _webp_is_truncated(data)
-        raise ImageError(name, "truncated" if truncated else f"damaged ({error or type(error).__name__})") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device may never end
-            raise ImageError(str(path), "not a regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(str(path), f"{error.strerror or error}".lower()) from error
-
-
-def _too_large(declared: str) -> str:
-    return f"it declares {declared}, more than the {MAX_PIXELS // 1_000_000} megapixels allowed"
+        raise ImageError(name, f"damaged or truncated ({error or type(error).__name__})") from error
 
 
 def _jpeg_is_complete(data: bytes) -> bool:
@@ -122,11 +110,6 @@ def _jpeg_is_complete(data: bytes) -> bool:
     return True  # the decoder reports an invalid header
 
 
-def _webp_is_truncated(data: bytes) -> bool:
-    """Whether a WebP file is shorter than its RIFF header declares."""
-    return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-
-
 def to_rgb8(image: Image.Image) -> np.ndarray:
     """uint8 [H, W, C] of a loaded Pillow image: orientation applied, 8 bits, grey or RGB, over white."""
     with contextlib.suppress(Exception):  # damaged EXIF data does not make the pixels unreadable
@@ -140,7 +123,7 @@ def to_rgb8(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _to_array(image.convert("L" if grey else "RGB"))
+    return np.atleast_3d(np.array(image.convert("L" if grey else "RGB")))
 
 
 def resize_and_center_crop(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -170,18 +153,10 @@ def resize_and_center_crop(image: np.ndarray, shape: tuple[int, int, int]) -> np
     if resized.size != (width, height):
         scale = min(resized.width / width, resized.height / height)
         left, top = (resized.width - width * scale) / 2, (resized.height - height * scale) / 2
-        box = (left, top, left + width * scale, top + height * scale)
-        resized = resized.resize((width, height), Image.Resampling.BILINEAR, box=_clip(box, resized.size))
+        # Rounding errors must not put the box outside the image.
+        right, bottom = min(left + width * scale, resized.width), min(top + height * scale, resized.height)
+        box = (max(left, 0), max(top, 0), right, bottom)
+        resized = resized.resize((width, height), Image.Resampling.BILINEAR, box=box)
     if resized.mode == "L" and channels == 3:
         resized = resized.convert("RGB")
-    return _to_array(resized)
-
-
-def _to_array(image: Image.Image) -> np.ndarray:
-    pixels = np.array(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _clip(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """`box` without the rounding error that would put its edge outside an image of `size` (width, height)."""
-    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(size[0])), min(box[3], float(size[1]))
+    return np.atleast_3d(np.array(resized))

@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.data.dataset import Dataset, Split
 
 _CHUNK_BYTES = 2**26  # pixels hashed at a time; the intermediate arrays are a few times larger
-_CHUNK = 256  # images: the sum of 256 squared pixel values is exact in float32 (256 · 255² < 2^24)
+_CHUNK = 256  # images; the sum of 256 squared pixel values is exact in float32 (256 · 255² < 2^24)
 
 
 def series(array: Any) -> Any:
@@ -58,16 +58,11 @@ def counts(dataset: Dataset) -> Any:
         A dataframe with one row per class, in the order of the labels: ``class_name``, then int64 ``train``,
         ``validation``, ``test`` and ``total``.
     """
-    frames, xp = device.dataframe(), device.xp()
-    result = frames.DataFrame({"class_name": dataset.class_names})
-    total = xp.zeros(dataset.num_classes, np.int64)
-    for name, split in dataset.splits.items():
-        here = xp.zeros_like(total)
-        if len(split):
-            here += xp.bincount(split.labels, minlength=dataset.num_classes)
-        result[name] = series(here)
-        total += here
-    result["total"] = series(total)
+    xp, classes = device.xp(), dataset.num_classes
+    result = device.dataframe().DataFrame({"class_name": dataset.class_names})
+    for name, split in dataset.splits.items():  # CuPy cannot count an empty array
+        result[name] = series(xp.bincount(split.labels, minlength=classes) if len(split) else xp.zeros(classes, int))
+    result["total"] = result["train"] + result["validation"] + result["test"]
     return result
 
 
@@ -159,12 +154,10 @@ def select_classes(labels: Any, class_names: Sequence[str], wanted: Sequence[str
     unknown = [name for name in wanted if name not in class_names]
     if unknown:
         raise PipelineError(f"There is no class {unknown[0]!r}; choose from: {', '.join(class_names)}.")
-    xp = device.xp()
-    selected = [name for name in class_names if name in set(wanted)]
-    renumbered = np.full(len(class_names), -1, np.int32)
-    renumbered[[class_names.index(name) for name in selected]] = np.arange(len(selected))
-    labels = device.to_device(renumbered)[labels]
-    indices = xp.flatnonzero(labels >= 0)
+    selected = [name for name in class_names if name in wanted]
+    renumbered = [selected.index(name) if name in selected else -1 for name in class_names]
+    labels = device.to_device(np.array(renumbered, np.int32))[labels]
+    indices = device.xp().flatnonzero(labels >= 0)
     return indices, labels[indices], selected
 
 
@@ -246,11 +239,8 @@ def class_mean_images(images: Any, labels: Any, num_classes: int) -> Any:
     xp = device.xp()
     means = xp.zeros((num_classes, *images.shape[1:]), np.float32)
     for label in range(num_classes):
-        members = xp.flatnonzero(labels == label)
-        total = xp.zeros(images.shape[1:], np.float64)
-        for start in range(0, len(members), _CHUNK):
-            total += images[members[start : start + _CHUNK]].sum(axis=0, dtype=np.float32)
-        means[label] = total / max(len(members), 1)
+        members = images[labels == label]
+        means[label] = members.sum(axis=0, dtype=np.float64) / max(len(members), 1)
     return means
 
 

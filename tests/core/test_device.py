@@ -151,16 +151,9 @@ def test_unused_memory_of_the_pool_is_free(fake_gpu):
 @pytest.mark.parametrize("name", [None, "other"])
 def test_to_tensorflow_waits_for_the_stream_that_wrote_the_array(fake_gpu, monkeypatch, name):
     monkeypatch.setattr(device, "tensorflow", lambda: SimpleNamespace(zeros=lambda shape, dtype: "empty"))
-    array = SimpleNamespace(
-        flags=SimpleNamespace(c_contiguous=True), __cuda_array_interface__={}, size=0, shape=(0,), dtype=np.dtype("i4")
-    )
+    array = SimpleNamespace(__cuda_array_interface__={}, size=0, shape=(0,), dtype=np.dtype("i4"))
     assert device.to_tensorflow(array, name and fake_gpu.stream(name)) == "empty"
     assert fake_gpu.waited == [name or "current"]
-
-
-def test_non_contiguous_arrays_are_refused():
-    with pytest.raises(PipelineError, match=r"\(4, 2\)"):
-        device.to_tensorflow(device.to_device(np.zeros((4, 4)))[:, ::2])
 
 
 def test_description_names_the_machine_and_the_versions():

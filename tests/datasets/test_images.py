@@ -1,7 +1,6 @@
 """Decoding and resizing of images."""
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -176,10 +175,11 @@ def test_a_jpeg_with_bytes_behind_its_end_is_fine():
 
 
 def test_absurdly_large_images_are_refused_before_decoding():
-    with pytest.raises(ImageError, match="8001×8000"):
-        decode_image(png(8001, 8000, 8, 2, b""))
-    with pytest.raises(ImageError, match=r"\b64\b"):
-        decode_image(png(100_000, 100_000, 8, 2, b""))
+    for side in (8001, 100_000):
+        with pytest.raises(ImageError, match=r"\b64\b"):
+            decode_image(png(side, 8000, 8, 2, b""))
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(png(8000, 8000, 8, 2, b""))
 
 
 @pytest.mark.parametrize(
@@ -224,14 +224,8 @@ def test_too_many_pixels_are_refused_without_a_warning_of_pillow(tmp_path):
     answer = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "large.png"], cwd=REPOSITORY, capture_output=True, text=True
     )
-    assert "10000×9500" in answer.stderr
+    assert "64 megapixels" in answer.stderr
     assert "Warning" not in answer.stderr
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(PipelineError, match=r"pipe\.png"):
-        decode_image(tmp_path / "pipe.png")
 
 
 def test_shrinking_averages():
