@@ -7,7 +7,7 @@ exports.record(run, path, artifacts.measure(Predictor.load(path), sample))
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def test_sample(run: runs.Run, dataset: Any) -> Sample:
 
 def size(path: Path) -> int:
     """Size in bytes of a file, or of all files below a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
 
 
 def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
@@ -123,15 +123,10 @@ def measure(predictor: Predictor, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _median_seconds(predictor: Predictor, images: Any, budget: float = 0.5) -> float:
-    """Median time of one call in seconds, over 5 to 200 calls that take about `budget` seconds together."""
-    for _ in range(3):
-        predictor.probabilities(images)
-    durations: list[float] = []
-    while len(durations) < 5 or (sum(durations) < budget and len(durations) < 200):
-        device.synchronize()
-        started = time.perf_counter()
-        predictor.probabilities(images)
-        device.synchronize()
-        durations.append(time.perf_counter() - started)
-    return statistics.median(durations)
+def _median_seconds(predictor: Predictor, images: Any) -> float:
+    """Median time of one call in seconds, after a warm-up, over 5 to 200 calls that take about 0.5 s together."""
+
+    def call_times(count: int) -> list[float]:
+        return timeit.repeat(lambda: predictor.probabilities(images), repeat=count, number=1)
+
+    return statistics.median(call_times(int(np.clip(0.5 / min(call_times(3)), 5, 200))))

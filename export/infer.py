@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from export.predict import Prediction, Predictor
+from export.predict import Predictor
 from pipeline import runs
 from pipeline.core import cli
 from pipeline.core.errors import PipelineError
@@ -59,45 +57,44 @@ def command(
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
         predictor = Predictor.load(_artifact(arguments.run, arguments.artifact, names, make))
-    answers = classify(predictor, arguments.images)
-    for path, answer in answers:
-        if isinstance(answer, PipelineError):
-            print(f"{path}: {_reason(answer)}", file=sys.stderr)
+    rows = classify(predictor, arguments.images, arguments.top)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['path']}: {row['error']}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps([_as_json(predictor, *pair, arguments.top) for pair in answers], indent=2, ensure_ascii=False))
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        _print_table(predictor, answers, arguments.top)
-    return int(any(isinstance(answer, PipelineError) for _, answer in answers))
+        _print_table(predictor, rows)
+    return int(any("error" in row for row in rows))
 
 
-def classify(predictor: Predictor, paths: Sequence[str]) -> list[tuple[str, Prediction | PipelineError]]:
+def classify(predictor: Predictor, paths: Sequence[str], top: int) -> list[dict[str, Any]]:
     """Classify image files and the images in folders.
 
+    Args:
+        predictor: The loaded model.
+        paths: Files and folders; the images of a folder are sorted by path.
+        top: Number of classes in each row.
+
     Returns:
-        (path, `Prediction`) for each image in the order given, or (path, `PipelineError`) for an image that cannot be
-        read. The images of a folder are sorted by path.
+        A JSON object for each image, in order: ``path``, ``label``, ``probability`` and ``top`` (objects with ``label``
+        and ``probability``, most probable first); or ``path`` and ``error`` for an image that cannot be read.
     """
-    answers: list[tuple[str, Prediction | PipelineError]] = []
-    files = _files(paths)
-    while batch := list(itertools.islice(files, predictor.max_batch)):
-        pixels = [_read(predictor, path) for path in batch]
-        predictions = iter(predictor.predict([image for image in pixels if not isinstance(image, PipelineError)]))
-        for path, image in zip(batch, pixels, strict=True):
-            answers.append((path, image if isinstance(image, PipelineError) else next(predictions)))
-    return answers
-
-
-def _read(predictor: Predictor, path: str) -> np.ndarray | PipelineError:
-    if Path(path).is_dir():  # `_files` found no image in it
-        return ImageError(path, "no images in this folder")
-    try:
-        return predictor.read(path)
-    except PipelineError as error:
-        return error
-
-
-def _reason(error: PipelineError) -> str:
-    return getattr(error, "reason", str(error))
+    rows: list[dict[str, Any]] = [{"path": path} for path in _files(paths)]
+    for start in range(0, len(rows), predictor.max_batch):
+        readable, images = [], []
+        for row in rows[start : start + predictor.max_batch]:
+            try:
+                if Path(row["path"]).is_dir():  # `_files` found no image in it
+                    raise ImageError(row["path"], "no images in this folder")
+                images.append(predictor.read(row["path"]))
+                readable.append(row)
+            except ImageError as error:
+                row["error"] = error.reason
+        for row, prediction in zip(readable, predictor.predict(images), strict=True):
+            row["label"], row["probability"] = prediction.label, prediction.probability
+            row["top"] = [{"label": name, "probability": p} for name, p in predictor.top(prediction, top)]
+    return rows
 
 
 def _files(paths: Sequence[str]) -> Iterator[str]:
@@ -131,37 +128,16 @@ def _artifact(run: str | None, artifact: str | None, names: Sequence[str], make:
     )
 
 
-def _as_json(predictor: Predictor, path: str, answer: Prediction | PipelineError, top: int) -> dict[str, object]:
-    if isinstance(answer, PipelineError):
-        return {"path": path, "error": _reason(answer)}
-    return {
-        "path": path,
-        "label": answer.label,
-        "probability": answer.probability,
-        "top": [{"label": label, "probability": share} for label, share in predictor.top(answer, top)],
-    }
-
-
-def _print_table(predictor: Predictor, answers: Sequence[tuple[str, Prediction | PipelineError]], top: int) -> None:
+def _print_table(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = cli.console()
     table = Table(title=predictor.path.name, title_justify="left")
     table.add_column("image", overflow="fold")
-    top = min(top, len(predictor.class_names))
-    widest = max(map(len, predictor.class_names))
-    wide = top * (widest + 14) + 24 <= console.width
-    for place in range(top if wide else 0):
-        table.add_column("class" if place == 0 else f"{place + 1}.", no_wrap=True)
-        table.add_column("probability" if place == 0 else "", justify="right", no_wrap=True)
-    if not wide:  # on a narrow terminal, one column for all classes
-        table.add_column("classes and their probabilities", min_width=min(40, widest + 7))
-    for path, answer in answers:
-        if not isinstance(answer, PipelineError):
-            shares = predictor.top(answer, top)
-            # Text, because rich would interpret brackets in a file name as markup.
-            cells = [cell for label, share in shares for cell in (Text(label), Text(f"{share:.1%}"))]
-            table.add_row(Text(path), *(cells if wide else [Text(", ".join(f"{a} {b:.1%}" for a, b in shares))]))
+    table.add_column("classes and their probabilities", min_width=min(40, max(map(len, predictor.class_names)) + 7))
+    for row in rows:
+        if "error" not in row:
+            classes = ", ".join(f"{share['label']} {share['probability']:.1%}" for share in row["top"])
+            table.add_row(Text(row["path"]), Text(classes))  # rich would interpret brackets in a plain str as markup
     if table.row_count:
-        console.print(table)
+        cli.console().print(table)

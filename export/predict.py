@@ -159,9 +159,13 @@ class Predictor:
         """
         if isinstance(image, ENCODED):
             return resize_and_center_crop(decode_image(image), self.input_shape)
-        _check_pixels(image, 2, 3)
+        if getattr(image, "dtype", None) != np.uint8:
+            raise PipelineError(
+                f"Expected uint8 pixels from 0 to 255, a path or bytes, got {getattr(image, 'dtype', type(image))}; "
+                "convert values from 0 to 1 with (images * 255).round().astype('uint8')."
+            )
         pixels = device.to_numpy(image)
-        return resize_and_center_crop(pixels if pixels.ndim == 3 else pixels[..., None], self.input_shape)
+        return resize_and_center_crop(pixels[..., None] if pixels.ndim == 2 else pixels, self.input_shape)
 
     def top(self, prediction: Prediction, count: int) -> list[tuple[str, float]]:
         """The `count` most probable classes of a prediction with their probabilities, most probable first."""
@@ -170,31 +174,15 @@ class Predictor:
 
     def _batches(self, images: Any) -> Iterator[Any]:
         """Yield batches of the model's input shape from the argument of `predict`."""
-        if getattr(images, "ndim", 0) > 3:
-            _check_pixels(images, 4)
-            if tuple(images.shape[1:]) == self.input_shape:
-                yield images
-                return
-        elif isinstance(images, ENCODED) or hasattr(images, "dtype") or not isinstance(images, Iterable):
+        dimensions = getattr(images, "ndim", 0)
+        if dimensions == 4 and tuple(images.shape[1:]) == self.input_shape:
+            yield images
+            return
+        if isinstance(images, ENCODED) or 0 < dimensions < 4 or not isinstance(images, Iterable):
             images = [images]
         remaining = iter(images)
         while batch := list(itertools.islice(remaining, self.max_batch)):
             yield np.stack([self.read(image) for image in batch])
-
-
-def _check_pixels(images: Any, *dimensions: int) -> None:
-    if not hasattr(images, "dtype"):
-        raise PipelineError(f"Expected an image as uint8 array, path or bytes, got {type(images).__name__}.")
-    shape = tuple(images.shape)
-    if images.dtype != np.uint8:
-        raise PipelineError(
-            f"Expected uint8 pixels from 0 to 255, got {images.dtype} {shape}; the model contains the normalisation, "
-            "so convert values from 0 to 1 with (images * 255).round().astype('uint8')."
-        )
-    if len(shape) not in dimensions or (len(shape) > 2 and shape[-1] not in (1, 3)):
-        raise PipelineError(
-            f"Expected an image [H, W, C] or a batch [N, H, W, C] with 1 (grey) or 3 (RGB) channels, got {shape}."
-        )
 
 
 # --- loading -------------------------------------------------------------------------------------------------------

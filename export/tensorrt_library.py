@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.core import device
-from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.errors import PipelineError
 
 MANIFEST = "tftrt.json"
 VERSION = "8.6.1"  # TensorFlow 2.17 is linked against it
@@ -41,13 +41,8 @@ def require(artifact: Path | None = None) -> tuple[int, int, int]:
     if not device.has_gpu():
         raise PipelineError(f"TF-TRT needs an NVIDIA GPU, and this machine has none; {INSTEAD}")
     if artifact is not None:
-        try:
-            manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
-            built_for = tuple(manifest["compute_capability"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PipelineError(
-                f"{artifact / MANIFEST} cannot be read ({first_line(error)}); export again: python -m export.tftrt"
-            ) from error
+        manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+        built_for = tuple(manifest["compute_capability"])
         if built_for != device.compute_capability():
             raise PipelineError(
                 f"The engines in {artifact} were built for compute capability {built_for}, but this GPU has "

@@ -26,7 +26,7 @@ def main() -> None:
 
     with Console(stderr=True).status("converting, calibrating and measuring"):
         paths = export(run, dataset)
-    Console().print(exports.table(run, ["model.keras", *(path.name for path in paths.values())]))
+    exports.print_table(run, ["model.keras", *(path.name for path in paths.values())])
     print(f"written to {run.export_dir}")
 
 

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -107,21 +108,17 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
                 f"{tensorrt_library.VERSION} or a later 8.x: pip install -r requirements-tensorrt.txt"
             ) from error
         converted = converter.convert(calibration_input_fn=calibration_input if calibrated else None)
-        graph = converted.graph.as_graph_def()
-        manifest = count_nodes(graph)
+        manifest = count_nodes(converted.graph.as_graph_def())
         if manifest["engines"] == 0:
             raise PipelineError(
-                f"TF-TRT cannot convert any part of this network; unconverted: {', '.join(unconverted_ops(graph))} "
-                f"(reasons: {device.native_log() or 'above'}); use export.tflite instead.",
+                f"TF-TRT cannot convert any part of this network (operations: {', '.join(manifest['nodes_left'])}; "
+                f"reasons: {device.native_log() or 'above'}); use export.tflite instead.",
                 exit_code=1,
             )
         converter.build(input_fn=lambda: (batch(0, count) for count in batches))
         # The converter leaves a copy of its engines in the temporary folder.
-        default, tempfile.tempdir = tempfile.tempdir, scratch
-        try:
+        with mock.patch.object(tempfile, "tempdir", scratch):
             converter.save(str(target), save_gpu_specific_engines=True)
-        finally:
-            tempfile.tempdir = default
     if not list((target / "assets").glob("trt-serialized-engine.*")):
         raise PipelineError(f"TensorRT built no engine (reason: {device.native_log() or 'above'}).", exit_code=1)
     return manifest | {
@@ -148,13 +145,3 @@ def count_nodes(graph: Any) -> dict[str, Any]:
         "nodes": converted + left.total(),
         "nodes_left": dict(left),
     }
-
-
-def unconverted_ops(graph: Any, count: int = 5) -> list[str]:
-    """The first operations that TF-TRT did not convert, each with its layer: ``Lgamma in layer odd``."""
-    found = []
-    for node in graph.node:
-        layer = next((part for part in reversed(node.name.split("/")[:-1]) if part), None)
-        if layer is not None and node.op not in ("TRTEngineOp", "Const", "Identity", "ReadVariableOp"):
-            found.append(f"{node.op} in layer {layer}")
-    return list(dict.fromkeys(found))[:count] or ["everything"]

@@ -31,7 +31,7 @@ def main() -> None:
 
     with Console(stderr=True).status(f"calibrating, building and measuring {arguments.precision} engines"):
         path = export(run, dataset, arguments.precision)
-    Console().print(exports.table(run, ["model.keras", path.name]))
+    exports.print_table(run, ["model.keras", path.name])
     row = exports.recorded(run)[path.name]
     print(f"{row['nodes_converted']} of {row['nodes']} nodes converted, engines: {row['engines']}")
     print(f"written to {path}")

@@ -5,9 +5,11 @@ image-pipeline train dataset=cifar10 epochs=5  # the same as python -m pipeline.
 
 from __future__ import annotations
 
-import contextlib
 import runpy
 import sys
+
+from pipeline.core import cli
+from pipeline.core.errors import PipelineError
 
 COMMANDS = {
     "train": ("pipeline.train", "train a network and save the run in runs/NAME"),
@@ -35,36 +37,29 @@ HELP = "\n".join(
 )
 
 
-def main() -> int:
-    """Run the module of a command as if by python -m, with the remaining arguments.
+def main() -> None:
+    """Run the module of a command as if by python -m, with the remaining arguments; the entry point in pyproject.toml.
 
-    Returns:
-        0 after the help message, 2 for an unknown command, 130 after Ctrl-C during the imports; otherwise the module
-        ends the process with its own exit code.
+    The exit code is 0 after the help message and 2 for an unknown command; otherwise the module sets it.
     """
+    cli.run(_run_command)
+
+
+def _run_command() -> None:
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
-        try:
-            print(HELP, flush=True)
-        except BrokenPipeError:  # the reader has ended, as `head` does; closing prevents a second error at exit
-            with contextlib.suppress(BrokenPipeError):
-                sys.stdout.close()
-        return 0
+        print(HELP)
+        return
     for count in (2, 1):
         name = " ".join(arguments[:count])
         if name in COMMANDS:
             module = COMMANDS[name][0]
             sys.argv[1:] = arguments[count:]
-            try:
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
-            except KeyboardInterrupt:
-                print("\nstopped by Ctrl-C", file=sys.stderr)
-                return 130
-            return 0
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            return
     given = " ".join(arguments[:2] if arguments[:1] == ["export"] else arguments[:1])
-    print(f"error: Expected one of {', '.join(COMMANDS)}, got {given!r}; see image-pipeline --help.", file=sys.stderr)
-    return 2
+    raise PipelineError(f"Expected one of {', '.join(COMMANDS)}, got {given!r}; see image-pipeline --help.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

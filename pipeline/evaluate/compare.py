@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import augment, runs
-from pipeline.core import cli, files
+from pipeline.core import files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import figures
 
-TEXTS = {"run": "run", "dataset": "dataset", "model": "model", "augment": "augment"}  # columns and their headings
-# Columns of numbers and their headings, short enough for a table of 80 characters; None: only in the CSV file.
-CARD_NUMBERS = {"parameters": "weights"}
-METRICS = {
-    "epochs": "epochs", "train_seconds": "seconds", "images_per_second": "images/s", "validation_accuracy": None,
-    "test_accuracy": "test",
+METRICS = ("epochs", "train_seconds", "images_per_second", "validation_accuracy", "test_accuracy")
+# Short headings, so that the printed table fits into 80 characters.
+HEADINGS = {
+    "parameters": "weights", "train_seconds": "seconds", "images_per_second": "images/s", "test_accuracy": "test",
 }  # fmt: skip
-FORMATS = {"train_seconds": "{:,.1f}", "images_per_second": "{:,.0f}", "test_accuracy": "{:.2%}"}
+FORMATS = {
+    "weights": "{:,}".format, "seconds": "{:,.1f}".format, "images/s": "{:,.0f}".format, "test": "{:.2%}".format,
+}  # fmt: skip
 
 
 def table(folder: Path) -> Any:
@@ -34,8 +34,8 @@ def table(folder: Path) -> Any:
         folder: The folder of a multirun, or ``runs`` for all runs.
 
     Returns:
-        A pandas dataframe with the columns `TEXTS`, `CARD_NUMBERS` and `METRICS`; ``train_seconds`` and
-        ``images_per_second`` are measured in training.
+        A pandas dataframe with the columns ``run``, ``dataset``, ``model``, ``augment``, ``parameters`` and `METRICS`;
+        ``train_seconds`` and ``images_per_second`` are measured in training.
 
     Raises:
         PipelineError: The folder is missing or contains no finished run.
@@ -61,14 +61,15 @@ def table(folder: Path) -> Any:
 
 def _columns(run: runs.Run) -> dict[str, Any]:
     card, metrics = run.card, run.metrics
-    texts = {"dataset": card.dataset, "model": card.model, "augment": policy_label(run.config.augment)}
-    numbers = {"parameters": card.parameters, **{key: metrics.get(key) for key in METRICS}}
-    for values, kind in ((texts, str), (numbers, int | float)):
-        for key, value in values.items():
-            if not isinstance(value, kind):
-                file = "metrics.json" if key in METRICS else "model_card.json"
-                raise PipelineError(f"{key} in {file} has the invalid value {value!r}.")
-    return texts | numbers
+    if "test_accuracy" not in metrics:
+        raise PipelineError(f"it has no test_accuracy; evaluate it: python -m pipeline.evaluate {run.path}")
+    return {
+        "dataset": card.dataset,
+        "model": card.model,
+        "augment": policy_label(run.config.augment),
+        "parameters": card.parameters,
+        **{key: metrics[key] for key in METRICS},
+    }
 
 
 def policy_label(policy: dict[str, Any]) -> str:
@@ -86,22 +87,11 @@ def policy_label(policy: dict[str, Any]) -> str:
 
 def report(folder: Path) -> None:
     """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it; raises like `table`."""
-    from rich import box
-    from rich.table import Table
-
     frame = table(folder)
-    shown = Table(title=str(folder), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("", justify="right")
-    headings = {name: heading for name, heading in (TEXTS | CARD_NUMBERS | METRICS).items() if heading is not None}
-    if frame["dataset"].nunique() == 1:
-        del headings["dataset"]
-    for name, heading in headings.items():
-        text = name in TEXTS
-        shown.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    for number, row in enumerate(frame.to_dict("records"), start=1):  # the figure shows the same numbers
-        row["parameters"] = f"{row['parameters'] / 1e6:.2f} M"
-        shown.add_row(str(number), *(FORMATS.get(name, "{}").format(row[name]) for name in headings))
-    cli.console().print(shown)
+    hidden = ["validation_accuracy", *(["dataset"] if frame["dataset"].nunique() == 1 else [])]
+    shown = frame.drop(columns=hidden).rename(columns=HEADINGS)
+    shown.index += 1  # the figure shows the same numbers
+    print(f"{folder}\n{shown.to_string(formatters=FORMATS)}")
     csv, png = folder / "comparison.csv", folder / "comparison.png"
     files.write_bytes(csv, frame.to_csv(index=False).encode())
     figures.save_figure(png, figures.comparison_figure(frame))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from pipeline import runs
-from pipeline.core import cli, device, files
+from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate.figures import evaluation_figures, save_figure
 from pipeline.evaluate.metrics import classification_metrics
@@ -87,15 +87,11 @@ def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, 
 
 def print_report(measured: dict[str, Any], split: str) -> None:
     """Print the result of `evaluate_run` as a table."""
-    from rich.table import Table
+    import pandas
 
-    table = Table("class", "precision", "recall", "F1", "images", title=f"{split} split")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, row in measured[f"{split}_per_class"].items():
-        table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}", str(row["images"]))
-    cli.console().print(table)
+    frame = pandas.DataFrame.from_dict(measured[f"{split}_per_class"], orient="index")
+    print(frame.to_string(float_format="{:.3f}".format))
     print(
-        f"accuracy {measured[f'{split}_accuracy']:.2%}   loss {measured[f'{split}_loss']:.4f}   "
+        f"{split} split: accuracy {measured[f'{split}_accuracy']:.2%}   loss {measured[f'{split}_loss']:.4f}   "
         f"calibration error {measured[f'{split}_calibration_error']:.3f}"
     )

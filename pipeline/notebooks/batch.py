@@ -5,8 +5,6 @@ run_notebooks({"dataset": "cifar10", "epochs": "5"}, name="first")
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline import runs
-from pipeline.core import cli, config, files
+from pipeline.core import config, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import exports
 from pipeline.notebooks import chapters, execution, report
@@ -46,14 +44,14 @@ def run_notebooks(parameters: Mapping[str, str], name: str | None = None, only: 
     uses_run = any("run" in chapter.defaults for chapter in selected)
     if name and uses_run and not trains and "run" not in given:
         runs.find(runs.RUNS / config.plain_name(name))
-    folder = _make_run_folder(name or given.pop("name", None), trains)
+    folder = _run_folder(name or given.pop("name", None), trains)
     if trains:
         given["name"] = folder.name
     if trains or (folder / "model.keras").is_file():
         given.setdefault("run", str(folder))  # for the notebooks after the training
 
     executed, page, started = folder / "notebooks", folder / "report.html", time.monotonic()
-    _make(executed)
+    executed.mkdir(parents=True, exist_ok=True)
     busy = f"Another process is running notebooks in {folder}; choose another --name."
     with files.locked(executed, busy), execution.private_kernels():
         interactive = sys.stderr.isatty()
@@ -97,28 +95,11 @@ def _check_parameters(given: Mapping[str, str], selected: Sequence[Chapter], kno
         config.compose(config.overrides(**settings))
 
 
-def _make_run_folder(name: str | None, trains: bool) -> Path:
-    if name is None:
-        stamp = datetime.now().strftime("notebooks-%Y%m%d-%H%M%S")
-        for attempt in itertools.count(1):  # several calls in one second
-            folder = runs.RUNS / (stamp if attempt == 1 else f"{stamp}-{attempt}")
-            with contextlib.suppress(FileExistsError):
-                _make(folder, exist_ok=False)
-                return folder
-    folder = runs.RUNS / config.plain_name(name)
+def _run_folder(name: str | None, trains: bool) -> Path:
+    folder = runs.RUNS / (config.plain_name(name) if name is not None else f"{datetime.now():notebooks-%Y%m%d-%H%M%S}")
     if trains and folder.is_dir() and any(entry.name != "notebooks" for entry in folder.iterdir()):
         raise PipelineError(f"The run {folder} exists; choose another --name, or remove that folder.")
-    _make(folder)
     return folder
-
-
-def _make(folder: Path, exist_ok: bool = True) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-    except OSError as error:
-        if not exist_ok and folder.is_dir():
-            raise
-        raise files.disk_error(folder, error) from error
 
 
 def _show_artifacts(name: str | None) -> list[str]:
@@ -129,6 +110,6 @@ def _show_artifacts(name: str | None) -> list[str]:
         return []
     if not exports.recorded(run):
         return []
-    cli.console().print(exports.table(run))
+    exports.print_table(run)
     in_runs = run.path.parent == runs.RUNS.resolve()
     return [f"exported models: {runs.RUNS / run.name / 'export' if in_runs else run.export_dir}"]

@@ -236,13 +236,12 @@ def test_ctrl_c_stops_the_kernel_and_says_so(folder):
         os.kill(kernel, 0)
 
 
-def test_two_at_once_have_folders_of_their_own():
-    first, second = batch._make_run_folder(None, trains=True), batch._make_run_folder(None, trains=True)
-    assert first != second
+def test_a_second_process_on_the_same_folder_is_an_error():
+    first = batch._run_folder(None, trains=True)
     assert re.fullmatch(r"notebooks-\d{8}-\d{6}", first.name)
     write("01_a", "a = 1")
     executed = first / "notebooks"
-    executed.mkdir()
+    executed.mkdir(parents=True)
     with (executed / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(PipelineError, match=first.name):
@@ -308,9 +307,7 @@ def test_the_notebooks_of_the_checkout_are_used_in_another_folder(folder):
 def test_runs_that_cannot_be_written_are_one_error(folder):
     write("01_a", "a = 1")
     (folder / "runs").write_text("a file", encoding="utf-8")
-    with pytest.raises(PipelineError, match="runs"):
-        __main__.main([])
-    with pytest.raises(PipelineError, match="runs"):
+    with pytest.raises(OSError, match="runs/x"):
         __main__.main(["--name", "x"])
 
 
