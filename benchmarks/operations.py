@@ -29,15 +29,12 @@ VARIANTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description=__doc__.split(":")[0])
-    parser.add_argument("--dataset", default="digits", help="(default: %(default)s)")
-    parser.add_argument("--data-dir", default=None, help="folder of the dataset, or of its download")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="(default: all)")
     parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs after one that compiles (default: %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="additional training settings")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as dataset=cifar10")
     arguments = parser.parse_args()
-    chosen = [f"dataset={arguments.dataset}", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
-    chosen += [f"data_dir={arguments.data_dir}"] if arguments.data_dir else []
+    chosen = ["dataset=digits", f"batch_size={arguments.batch_size}", "optimizer=adam", *arguments.set]
     dataset = load_from_settings(config.compose([*chosen, f"model={arguments.networks[0]}"]).dataset)
     building.build()  # fail early without a compiler
     variants = {name: overrides for name, overrides in VARIANTS.items() if device.has_gpu() or "xla=false" in overrides}

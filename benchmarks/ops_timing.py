@@ -77,8 +77,7 @@ def measure(shape: tuple[int, int], dtype: str = "float32") -> list[Row]:
             seconds: dict[str, float | None] = {"custom": None}
             for variant, call in zip(VARIANTS, (custom, own, own), strict=True):
                 if variant != "custom" or ops.available():
-                    step = _step(tf, call, direction, variant == "xla", features, bias)
-                    seconds[variant] = _seconds_per_step(tf, step, start, bias)
+                    seconds[variant] = _seconds(tf, call, direction, variant == "xla", start, features, bias)
             moved = tensors * tensor_bytes
             rows.append(Row(name, direction, dtype, shape[0] * shape[1], moved, seconds, moved * seconds_per_byte))
     return rows
@@ -102,12 +101,13 @@ def _operations(tf: Any) -> dict[str, tuple[Callable[[Any, Any], Any], Callable[
     }
 
 
-def _step(tf: Any, call: Any, direction: str, xla: bool, features: Any, bias: Any) -> Callable[[Any, Any], Any]:
-    """A function from (tensor, sums) to (tensor, sums) that runs the operation once.
+def _seconds(tf: Any, call: Any, direction: str, xla: bool, start: Any, features: Any, bias: Any) -> float:
+    """Seconds of one run of an operation.
 
-    The tensor is the features, or the gradient of the output. The sums accumulate the gradient of the bias, so that
-    TensorFlow computes it.
+    A step maps a tensor (the features, or the gradient of the output) and sums to the next ones. The sums accumulate
+    the gradient of the bias, so that TensorFlow computes it.
     """
+    calls, repetitions = _calls_and_repetitions()
 
     def forward(tensor: Any, sums: Any, x: Any, b: Any) -> Any:
         return call(tensor, b), sums
@@ -119,19 +119,14 @@ def _step(tf: Any, call: Any, direction: str, xla: bool, features: Any, bias: An
         along_x, along_b = tape.gradient(y, [x, b], tensor)
         return along_x, sums if along_b is None else sums + along_b
 
-    function = forward if direction == "forward" else backward
+    step = forward if direction == "forward" else backward
     if xla:
-        function = tf.function(function, jit_compile=True)
-    return lambda tensor, sums: function(tensor, sums, features, bias)
-
-
-def _seconds_per_step(tf: Any, step: Callable[[Any, Any], Any], start: Any, bias: Any) -> float:
-    calls, repetitions = _calls_and_repetitions()
+        step = tf.function(step, jit_compile=True)
 
     @tf.function
     def chain(tensor: Any, sums: Any) -> Any:
         for _ in range(repetitions):
-            tensor, sums = step(tensor, sums)
+            tensor, sums = step(tensor, sums, features, bias)
         return tensor, sums
 
     sums = tf.zeros_like(bias)

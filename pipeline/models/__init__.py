@@ -18,20 +18,15 @@ from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.settings import settings_error
 
-NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "resnet18", "fashion_mlp", "vit_lite")}
+NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "fashion_mlp", "resnet18", "vit_lite")}
 LAYERS = ["pipeline.models.layers", "pipeline.ops.layers"]  # importing one registers its layers for loading
-
-
-def names() -> list[str]:
-    """Names of the networks, sorted."""
-    return sorted(NETWORKS)
 
 
 def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **options: Any) -> Any:
     """Build a network under Keras's current dtype policy.
 
     Args:
-        name: One of `names()`.
+        name: A key of `NETWORKS`.
         input_shape: (H, W, C) of the normalised images.
         num_classes: K, the number of logits.
         **options: Keyword arguments of the network's own `build` (widths, dropout, …), checked against its type
@@ -42,17 +37,15 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
 
     Raises:
         PipelineError: The name or an option is unknown, an option has a wrong value, the network does not support the
-            shape, or there are fewer than two classes.
+            image size, or there are fewer than two classes.
     """
     import pydantic
 
     device.tensorflow()
     if name not in NETWORKS:
-        raise PipelineError(f"There is no network {name!r}; known networks: {', '.join(names())}.")
+        raise PipelineError(f"There is no network {name!r}; known networks: {', '.join(NETWORKS)}.")
     if num_classes < 2:
         raise PipelineError(f"A classifier needs at least 2 classes, got {num_classes}.")
-    if len(input_shape) != 3 or input_shape[2] not in (1, 3):
-        raise PipelineError(f"input_shape must be (height, width, 1 or 3), got {tuple(input_shape)}.")
     function = importlib.import_module(NETWORKS[name]).build
     known = [key for key, value in inspect.signature(function).parameters.items() if value.kind is value.KEYWORD_ONLY]
     for option in options:
@@ -101,8 +94,6 @@ def load(path: str | Path) -> Any:
     device.tensorflow()
     import keras
 
-    if not Path(path).is_file():
-        raise PipelineError(f"There is no model file {path}.")
     for module in LAYERS:
         importlib.import_module(module)
     try:

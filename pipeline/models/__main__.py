@@ -38,14 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.models", description="Print parameters and FLOPs of networks with default options."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(models.names())} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(models.NETWORKS)} (default: all)")
     parser.add_argument(
         "--input-shape", type=int, nargs=3, default=(32, 32, 3), metavar=("H", "W", "C"), help="(default: 32 32 3)"
     )
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default: %(default)s)")
     arguments = parser.parse_args()
     print(f"{'network':<12} {'parameters':>12} {'trainable':>12} {'FLOPs per image':>16}")
-    for name in arguments.names or models.names():
+    for name in arguments.names or models.NETWORKS:
         network = models.build(name, tuple(arguments.input_shape), arguments.classes)
         trainable = sum(math.prod(variable.shape) for variable in network.trainable_variables)
         print(f"{name:<12} {network.count_params():>12,} {trainable:>12,} {flops(network) / 1e6:>14,.4g} M")

@@ -24,13 +24,9 @@ class ClassToken(keras.layers.Layer):
         self.token = self.add_weight(shape=(1, 1, input_shape[-1]), initializer="zeros", name="token")
 
     def call(self, tokens: Any) -> Any:
-        first = keras.ops.broadcast_to(
-            keras.ops.cast(self.token, tokens.dtype), (keras.ops.shape(tokens)[0], 1, tokens.shape[-1])
-        )
+        token = keras.ops.cast(self.token, tokens.dtype)
+        first = keras.ops.broadcast_to(token, (keras.ops.shape(tokens)[0], 1, tokens.shape[-1]))
         return keras.ops.concatenate([first, tokens], axis=1)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (input_shape[0], input_shape[1] + 1, input_shape[2])
 
 
 @keras.saving.register_keras_serializable("pipeline")
@@ -43,6 +39,3 @@ class Positions(keras.layers.Layer):
 
     def call(self, tokens: Any) -> Any:
         return tokens + keras.ops.cast(self.positions, tokens.dtype)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape

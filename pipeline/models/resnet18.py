@@ -37,12 +37,10 @@ def build(
     import keras
 
     images = keras.Input(input_shape, name="images")
-    if stem == "cifar":
-        x = _convolution(images, 64, 3, 1, "stem")
-        x = keras.layers.ReLU(name="stem_relu")(x)
-    else:
-        x = _convolution(images, 64, 7, 2, "stem")
-        x = keras.layers.ReLU(name="stem_relu")(x)
+    size, stride = (3, 1) if stem == "cifar" else (7, 2)
+    x = _convolution(images, 64, size, stride, "stem")
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    if stem == "imagenet":
         x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     for stage, filters in enumerate(WIDTHS, start=1):
         for block in (1, 2):
@@ -72,15 +70,7 @@ def _convolution(x: Any, filters: int, size: int, stride: int, name: str, gamma:
     """A convolution without bias, and batch normalisation, which would cancel a bias."""
     import keras
 
-    x = keras.layers.Conv2D(
-        filters,
-        size,
-        strides=stride,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    return keras.layers.BatchNormalization(
-        momentum=BATCH_NORMALIZATION_MOMENTUM, gamma_initializer=gamma, name=f"{name}_norm"
-    )(x)
+    options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    x = keras.layers.Conv2D(filters, size, strides=stride, name=f"{name}_conv", **options)(x)
+    momentum = BATCH_NORMALIZATION_MOMENTUM
+    return keras.layers.BatchNormalization(momentum=momentum, gamma_initializer=gamma, name=f"{name}_norm")(x)

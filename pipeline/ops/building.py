@@ -33,13 +33,7 @@ LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic", "-Wl,--exclude-libs,ALL")
 
 
 class Toolchain(NamedTuple):
-    """The compilers of this machine.
-
-    Attributes:
-        compiler: Path of the C++ compiler.
-        nvcc: Path of the CUDA compiler, None without a GPU.
-        architecture: The GPU's architecture, such as ``sm_90``; None without a GPU.
-    """
+    """Paths of the C++ and the CUDA compiler, and the GPU's architecture, such as ``sm_90``; None without a GPU."""
 
     compiler: str
     nvcc: str | None = None

@@ -19,15 +19,7 @@ import keras  # noqa: E402 - only after TensorFlow is prepared
 
 
 class _WithOperation(keras.layers.Layer):
-    """Base class: a layer that runs a custom operation or TensorFlow's own.
-
-    Args:
-        operations: ``auto`` uses the custom operation if it is available, ``custom`` requires it, ``tensorflow`` uses
-            TensorFlow's own.
-
-    Raises:
-        PipelineError: `operations` has any other value.
-    """
+    """Base class: a layer that runs a custom operation or TensorFlow's own, as `operations` of `ops.leaky_relu`."""
 
     has_custom_operation = True
 

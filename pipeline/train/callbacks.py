@@ -1,7 +1,4 @@
-"""Keras callbacks of a training (TensorBoard, Weights & Biases, early stopping) and the progress bar.
-
-TensorBoard reads the files with: tensorboard --logdir logs
-"""
+"""Keras callbacks of a training (TensorBoard, Weights & Biases, early stopping) and the progress bar."""
 
 from __future__ import annotations
 
@@ -61,13 +58,13 @@ def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
 
 
 def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: Any) -> Any:
-    """A Keras callback that writes TensorBoard's files.
+    """Keras's TensorBoard callback, which after each epoch writes the metrics and a histogram of every weight.
 
-    At the start: the augmentation gallery, the graph and the hyper-parameters. After each epoch: loss, accuracy,
-    learning rate, images/s and a histogram of every weight. At the end: the confusion matrix of the validation split.
+    It also writes, at the start, the augmentation gallery, the graph and the hyper-parameters, and at the end the
+    confusion matrix of the validation split.
 
     Args:
-        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``, as with Keras's callback.
+        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``.
         loop: The loop that trains.
         settings: The settings that are logged as hyper-parameters.
         dataset: The training dataset.
@@ -78,15 +75,13 @@ def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: 
 
     network = loop.network
 
-    class TensorBoardFiles(keras.callbacks.Callback):
+    class TensorBoardFiles(keras.callbacks.TensorBoard):
         def on_train_begin(self, logs: Any = None) -> None:
-            self.train, self.validation = (
-                tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")
-            )
+            super().on_train_begin(logs)
             chosen = permutation(settings.seed, 0, len(dataset.train.labels))[:GALLERY_IMAGES]
             sample = dataset.train.images[device.to_device(chosen)]  # random, so that it contains several classes
             grid = gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings.seed)
-            with self.train.as_default(step=0):
+            with self._train_writer.as_default(step=0):
                 tf.summary.image("augmentation", grid[None])
                 forward = tf.function(lambda images: network(images, training=False))
                 shape = (1, *network.input_shape[1:])
@@ -97,28 +92,17 @@ def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: 
                 hparams.hparams(flatten(settings.plain()), trial_id=settings.name)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            for writer, prefix in ((self.train, ""), (self.validation, "val_")):
-                with writer.as_default(step=epoch + 1):
-                    for key in ("loss", "accuracy"):
-                        tf.summary.scalar(f"epoch_{key}", logs[prefix + key])
-            with self.train.as_default(step=epoch + 1):
-                for key in ("learning_rate", "images_per_second"):
-                    tf.summary.scalar(key, logs[key])
-                for weight in network.weights:
-                    tf.summary.histogram(weight.path, device.to_numpy(weight.value))
-            self.train.flush()
-            self.validation.flush()
+            super().on_epoch_end(epoch + 1, logs)
 
         def on_train_end(self, logs: Any = None) -> None:
             predictions = loop.evaluate(dataset.validation)["predictions"]
             labels = device.to_numpy(dataset.validation.labels)
             figure = figures.confusion_matrix_figure(labels, predictions, dataset.class_names)
-            with self.validation.as_default(step=settings.epochs):
+            with self._val_writer.as_default(step=settings.epochs):
                 tf.summary.image("confusion_matrix", figures.figure_pixels(figure)[None])
-            self.train.close()
-            self.validation.close()
+            super().on_train_end(logs)
 
-    return TensorBoardFiles()
+    return TensorBoardFiles(str(folder), histogram_freq=1, write_graph=False)
 
 
 def wandb_callback(folder: Path, settings: Settings) -> Any:
@@ -179,15 +163,13 @@ def end_failed(callbacks: Iterable[Any]) -> None:
                 callback.on_train_failed()
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names for TensorBoard's HParams page, which does not accept None."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flatten nested settings to dotted names for TensorBoard's HParams page, which accepts only numbers and text."""
+    import pandas
+
+    (flat,) = pandas.json_normalize(settings).to_dict("records")
+    given = {key: value for key, value in flat.items() if value is not None}
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in given.items()}
 
 
 class ProgressBar:

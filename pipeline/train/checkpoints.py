@@ -6,6 +6,7 @@ the epoch and the history. It contains no code and nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -39,15 +40,10 @@ class Progress:
 
 
 def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
-    """Write one checkpoint; the file is complete or absent.
-
-    Args:
-        path: The file.
-        variables: Keras variables; `load` expects them in the same order.
-        progress: Saved in the same file.
+    """Write one checkpoint; the file is complete or absent. `load` expects the Keras variables in the same order.
 
     Raises:
-        PipelineError: The disk is full, or the file is not writable.
+        DiskError: The disk is full, or the file is not writable.
     """
     arrays = {f"{number:05d}": numpy.asarray(variable) for number, variable in enumerate(variables)}
     arrays["progress"] = numpy.frombuffer(json.dumps(dataclasses.asdict(progress)).encode(), numpy.uint8)
@@ -57,11 +53,7 @@ def save(path: Path, variables: Sequence[Any], progress: Progress) -> None:
 
 
 def load(path: Path, variables: Sequence[Any]) -> Progress:
-    """Read a checkpoint into `variables`.
-
-    Args:
-        path: The file.
-        variables: Keras variables, in the same order as for `save`.
+    """Read a checkpoint into Keras variables, in the same order as for `save`.
 
     Returns:
         The saved progress.
@@ -112,12 +104,8 @@ def resume(folder: Path, variables: Sequence[Any]) -> Progress:
     Raises:
         PipelineError: There are checkpoints, but none can be read.
     """
-    problem = None
-    for path in sorted(folder.glob("epoch-*.npz"), reverse=True):
-        try:
+    paths = sorted(folder.glob("epoch-*.npz"), reverse=True)
+    for path in paths[:-1]:
+        with contextlib.suppress(PipelineError):
             return load(path, variables)
-        except PipelineError as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
-    return Progress()
+    return load(paths[-1], variables) if paths else Progress()

@@ -10,7 +10,6 @@ from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import OptimizerSettings
 
-OPTIMIZERS = ("sgd", "adam")
 START_DIVISOR = 25.0  # the learning rate starts at its peak divided by this
 END_DIVISOR = 1e3  # and ends at its peak divided by this
 
@@ -33,12 +32,14 @@ def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_st
     import keras
 
     options = settings.model_dump(exclude={"name", "learning_rate"}, exclude_unset=True, exclude_none=True)
-    name, peak = settings.name, settings.learning_rate
-    if name not in OPTIMIZERS:
-        raise PipelineError(f"There is no optimizer {name!r}; known names: {', '.join(OPTIMIZERS)}.")
-    rate = peak if schedule == "constant" else schedule_class()(peak, schedule, warmup, total_steps)
+    name, rate = settings.name, settings.learning_rate
+    known = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
+    if name not in known:
+        raise PipelineError(f"There is no optimizer {name!r}; known names: {', '.join(known)}.")
+    if schedule != "constant":
+        rate = schedule_class()(rate, schedule, warmup, total_steps)
     try:
-        optimizer = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[name](rate, **options)
+        optimizer = known[name](rate, **options)
     except (TypeError, ValueError) as error:
         raise PipelineError(f"The optimizer {name} does not accept the options {options} ({error}).") from error
     if optimizer.weight_decay is not None:
@@ -46,19 +47,9 @@ def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_st
     return optimizer
 
 
-def rate_at(step: float, peak: float, schedule: str, warmup: float, total_steps: int) -> float:
-    """The learning rate at a step as a Python number, for plots and as the reference for `schedule_class`."""
-    rise = warmup * total_steps
-    if step < rise:
-        return peak * (1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * step / rise)
-    done = min(1.0, (step - rise) / max(total_steps - rise, 1))
-    fall = 1 - done if schedule == "one_cycle" else (1 + math.cos(math.pi * done)) / 2
-    return peak * max(fall, 1 / END_DIVISOR)
-
-
 @functools.cache
 def schedule_class() -> Any:
-    """The Keras schedule that computes `rate_at`; defined in a function, so that Keras is imported only when needed."""
+    """The class of the Keras schedule; defined in a function, so that Keras is imported only when needed."""
     tf = device.tensorflow()
     import keras
 

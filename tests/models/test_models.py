@@ -53,7 +53,7 @@ def trainable(network):
 
 
 def test_every_network_is_tried_here():
-    assert sorted(SMALL) == models.names()
+    assert sorted(SMALL) == list(models.NETWORKS)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"], indirect=True)
@@ -154,7 +154,7 @@ def test_saved_and_loaded_whole_by_another_process(tmp_path):
     answer = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     differences = dict(line.split() for line in answer.stdout.splitlines())
-    assert sorted(differences) == models.names()
+    assert sorted(differences) == list(models.NETWORKS)
     assert all(float(difference) < 1e-6 for difference in differences.values())
 
 
@@ -401,7 +401,7 @@ def test_the_command_prints_a_row_for_every_network(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pipeline.models", "--input-shape", "32", "32", "3"])
     __main__.main()
     printed = capsys.readouterr().out
-    assert all(name in printed for name in models.names())
+    assert all(name in printed for name in models.NETWORKS)
     assert "11,173,962" in printed and "1,112 M" in printed
 
 
