@@ -88,7 +88,7 @@ def load_dataset(
         >>> dataset
         digits: 1,293 train, 145 validation, 359 test images of 32×32×1 in 10 classes
     """
-    return load_from_settings(DatasetSettings.parse(locals()))
+    return load_from_settings(DatasetSettings(), **locals())
 
 
 @device.explain_out_of_memory(
@@ -152,6 +152,7 @@ def _cached(source: Source, settings: DatasetSettings) -> tuple[cache.Header, di
     # One file for each location, size and channels: if the source changes, its file is replaced.
     key = _hash(f"{source.location}\0{settings.size}\0{settings.channels}")
     path = files.cache_folder(settings.cache_dir) / "datasets" / f"{settings.name}-{key[:16]}.parquet"
+    rejected_list = path.with_suffix(".rejected.txt")
     header = cache.read_header(path)
     splits = None
     if header is not None and header.digest == digest:
@@ -166,23 +167,19 @@ def _cached(source: Source, settings: DatasetSettings) -> tuple[cache.Header, di
         cache.write(path, rows, digest=digest, class_names=contents.class_names, rejected=rejected)
         if rejected:
             text = "".join(f"{image.path}: {image.reason}\n" for image in rejected)
-            files.write_bytes(_rejected_file(path), text.encode(errors="backslashreplace"))
+            files.write_bytes(rejected_list, text.encode(errors="backslashreplace"))
         else:
-            _rejected_file(path).unlink(missing_ok=True)
+            rejected_list.unlink(missing_ok=True)
         header = cache.read_header(path)
         splits = cache.read(path, header) if header is not None else None
         if splits is None:
             raise PipelineError(f"{path} cannot be read after it was written; check the disk.", exit_code=1)
-    _report_rejected(header, source, settings.max_rejected, _rejected_file(path))
+    _report_rejected(header, source, settings.max_rejected, rejected_list)
     return header, splits
 
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
-def _rejected_file(path: Path) -> Path:
-    return path.with_suffix(".rejected.txt")
 
 
 def _report_rejected(header: cache.Header, source: Source, limit: float, full_list: Path) -> None:

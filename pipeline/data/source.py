@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,9 +81,23 @@ def check_folder(data_dir: Path | None, name: str) -> Path:
     return data_dir
 
 
-def download_folder(settings: DatasetSettings) -> Path:
-    """The folder for downloads of a dataset without `data_dir`."""
-    return files.cache_folder(settings.cache_dir) / "downloads" / settings.name
+def search_folders(data_dir: Path | None, settings: DatasetSettings, names: Sequence[str]) -> tuple[list[Path], Path]:
+    """The folders to search for the files of a dataset, and the one to download missing files to.
+
+    Args:
+        data_dir: Searched after its folders `names`; None means the cache folder.
+        settings: `name` and `cache_dir`.
+        names: Names of the dataset's folder; the first is the one for downloads.
+
+    Raises:
+        PipelineError: `data_dir` is not a folder, or the cache folder cannot be created.
+    """
+    if data_dir is None:
+        home = files.cache_folder(settings.cache_dir) / "downloads" / settings.name
+        return [home], home
+    check_folder(data_dir, settings.name)
+    home = data_dir if data_dir.name in names else data_dir / names[0]
+    return [*(data_dir / name for name in names), data_dir], home
 
 
 def digest_of(paths: Iterable[Path], root: Path) -> str:

@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(image_folder.os, "walk", closed)  # root may read everything
-    with pytest.raises(PipelineError, match="Permission denied"):
+    with pytest.raises(PermissionError, match="photos"):
         load_dataset("image_folder", root)
 
 
@@ -546,13 +546,6 @@ def test_a_file_whose_name_is_no_text_is_loaded_like_any_other(tmp_path):
 def test_unknown_and_wrong_settings_are_named(setting, word):
     with pytest.raises(PipelineError, match=word):
         load_from_settings(config.compose([setting]).dataset)
-
-
-def test_numbers_and_texts_as_labels_do_not_mix(tmp_path):
-    parquet_of(tmp_path / "train.parquet", greys(1, 2), [0, 1])
-    parquet_of(tmp_path / "test.parquet", greys(1, 2), ["0", "1"])
-    with pytest.raises(PipelineError, match=r"(?i)label"):
-        load_dataset("parquet", tmp_path)
 
 
 def test_no_training_file(tmp_path):

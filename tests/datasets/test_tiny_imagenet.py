@@ -127,10 +127,7 @@ def replace(name, content):
     ("damage", "word"),
     [
         (remove("words.txt"), r"words\.txt"),
-        (remove("wnids.txt"), r"wnids\.txt"),
         (remove("val/val_annotations.txt"), r"val/val_annotations\.txt"),
-        (replace("val/val_annotations.txt", "val_0.JPEG\n"), r"val_0\.JPEG"),
-        (replace("val/val_annotations.txt", "val_0.JPEG\tn00000001\t0\t0\t9\t9\n"), r"val_1\.JPEG"),
         (replace("wnids.txt", "n00000001\nn00000002\nn00000003"), "'n00000004'"),
         (replace("wnids.txt", "\n".join([*IDENTIFIERS, "n00000005"])), "'n00000005'"),
         (lambda root: (root / "words.txt").write_bytes(b"\xff\xfe\xff"), r"words\.txt"),

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
-from pipeline.data.source import Contents, Source, check_folder, digest_of, download_folder
+from pipeline.data.source import Contents, Source, digest_of, search_folders
 from pipeline.data.sources import parquet
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -34,15 +34,9 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     Raises:
         PipelineError: `data_dir` does not exist, or the data is not there and cannot be downloaded.
     """
-    if data_dir is None:
-        candidates = [home := download_folder(settings)]
-    else:
-        inner = check_folder(data_dir, "cifar10") / "cifar10"
-        home = data_dir if data_dir.name == "cifar10" and not inner.is_dir() else inner
-        candidates = [inner, data_dir]
+    candidates, home = search_folders(data_dir, settings, ["cifar10"])
     for place in candidates:
-        found = parquet.find(place, deep=place.name == "cifar10") if place.is_dir() else {}
-        if found:
+        if found := parquet.find(place, deep=place.name == "cifar10"):
             return parquet.from_files(found, settings, CLASS_NAMES)
     archive = next((place / ARCHIVE for place in candidates if (place / ARCHIVE).is_file()), home / ARCHIVE)
     if not archive.exists():

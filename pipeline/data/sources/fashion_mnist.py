@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
-from pipeline.data.source import Contents, Source, check_folder, digest_of, download_folder
+from pipeline.data.source import Contents, Source, digest_of, search_folders
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DIGESTS = {
@@ -43,16 +43,12 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     Raises:
         PipelineError: `data_dir` does not exist, or a file is not there and cannot be downloaded.
     """
-    if data_dir is None:
-        candidates = [home := download_folder(settings)]
-    else:
-        check_folder(data_dir, "fashion_mnist")
-        candidates = [*(data_dir / name for name in _FOLDERS if (data_dir / name).is_dir()), data_dir]
-        default = data_dir if data_dir.name in _FOLDERS else data_dir / _FOLDERS[0]
-        home = next((place for place in candidates if any(_find(name, [place]) for name in DIGESTS)), default)
+    candidates, home = search_folders(data_dir, settings, _FOLDERS)
     files = {}
     for name, digest in DIGESTS.items():
-        files[name] = _find(name, candidates) or download.download(
+        paths = (place / f"{name}{suffix}" for place in candidates for suffix in ("", ".gz"))
+        found = next((path for path in paths if path.is_file()), None)
+        files[name] = path = found or download.download(
             f"{ADDRESS}{name}.gz", home / f"{name}.gz", digest, progress=settings.progress
         )
 
@@ -62,7 +58,7 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
                 download.check_digest(path, DIGESTS[name])
         return read_files(files)
 
-    return Source(str(home), "".join(digest_of([path], path.parent) for path in files.values()), read)
+    return Source(str(path.parent), "".join(digest_of([path], path.parent) for path in files.values()), read)
 
 
 def read_files(files: dict[str, Path]) -> Contents:
@@ -72,19 +68,12 @@ def read_files(files: dict[str, Path]) -> Contents:
         files: The path of each file, by its official name without ``.gz``.
 
     Raises:
-        PipelineError: A file is damaged or not an IDX file, or the numbers of images and labels differ.
+        PipelineError: A file is damaged or not an IDX file.
     """
     pixels, labels = {}, {}
     for split, prefix in _PREFIXES.items():
-        images_file, labels_file = files[f"{prefix}-images-idx3-ubyte"], files[f"{prefix}-labels-idx1-ubyte"]
-        pixels[split] = read_idx(images_file, 3)[..., None]
-        labels[split] = read_idx(labels_file, 1).astype(np.int32)
-        if len(pixels[split]) != len(labels[split]):
-            raise PipelineError(
-                f"Expected as many labels as images, got {len(pixels[split])} images in {images_file} and "
-                f"{len(labels[split])} labels in {labels_file}; delete both files and load again.",
-                exit_code=1,
-            )
+        pixels[split] = read_idx(files[f"{prefix}-images-idx3-ubyte"], 3)[..., None]
+        labels[split] = read_idx(files[f"{prefix}-labels-idx1-ubyte"], 1).astype(np.int32)
 
     def images(split: str) -> Iterator[tuple[str, np.ndarray]]:
         name = f"{_PREFIXES[split]}-images-idx3-ubyte"
@@ -116,22 +105,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise PipelineError(f"{path} cannot be read ({error}); delete it and load again.", exit_code=1) from error
     magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
-    if content[:4] != magic or len(content) < start:
+    shape = struct.unpack_from(f">{dimensions}I", content.ljust(start), 4)
+    if content[:4] != magic or len(content) != start + math.prod(shape):
         raise PipelineError(
-            f"Expected an IDX file of bytes with {dimensions} dimensions, which begins with 0x{magic.hex()}, got "
-            f"{len(content)} bytes that begin with 0x{content[:4].hex()} in {path}; delete it and load again.",
-            exit_code=1,
-        )
-    shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    if len(content) - start != math.prod(shape):
-        raise PipelineError(
-            f"{path} declares {math.prod(shape)} values but contains {len(content) - start}; delete it and load again.",
+            f"{path} is not a complete IDX file of bytes with {dimensions} dimensions, which begins with "
+            f"0x{magic.hex()}, but {len(content)} bytes with 0x{content[:4].hex()}; delete it and load again.",
             exit_code=1,
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _find(name: str, candidates: list[Path]) -> Path | None:
-    """The file with that name, plain or compressed, in the first of `candidates` that contains it."""
-    paths = (place / f"{name}{suffix}" for place in candidates for suffix in ("", ".gz"))
-    return next((path for path in paths if path.is_file()), None)

@@ -23,17 +23,11 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     """The class folders in `data_dir`.
 
     Raises:
-        PipelineError: `data_dir` is not a folder, a folder cannot be read, there are no class folders, a class is
-            missing in train, or class folders are next to train.
+        PipelineError: `data_dir` is not a folder, there are no class folders, a class is missing in train, or class
+            folders are next to train.
+        OSError: A folder cannot be read.
     """
     root = check_folder(data_dir, "image_folder")
-    try:
-        return _find(root)
-    except OSError as error:
-        _unreadable(error)
-
-
-def _find(root: Path) -> Source:
     splits = _split_folders(root)
     class_names = [path.name for path in _class_folders(splits["train"])]
     files: dict[str, list[tuple[Path, int]]] = {}
@@ -81,7 +75,7 @@ def _class_folders(place: Path) -> list[Path]:
 
 def _image_files(place: Path) -> list[Path]:
     found = []
-    for parent, folders, names in os.walk(place, onerror=_unreadable):
+    for parent, folders, names in os.walk(place, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         kinds = SUFFIXES | OTHER_SUFFIXES
         names = (name for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in kinds)
@@ -89,5 +83,5 @@ def _image_files(place: Path) -> list[Path]:
     return found
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise PipelineError(f"The folder {error.filename} cannot be read ({error.strerror}).") from error
+def _raise(error: OSError) -> NoReturn:
+    raise error  # os.walk would leave out the folder

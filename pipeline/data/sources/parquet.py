@@ -82,14 +82,11 @@ def from_files(files: dict[str, list[Path]], settings: DatasetSettings, names: S
 
 def _read(files: dict[str, list[Path]], given: Sequence[str] | None, fallback: Sequence[str] | None) -> Contents:
     parts = {split: _labels(paths) for split, paths in files.items()}
-    types = {part.type for some in parts.values() for part in some}
     first = next(iter(files.values()))[0]
-    if len(types) > 1:
-        raise PipelineError(f"The labels in {first.parent} must be all integers or all strings, got both.")
     columns = {split: pa.chunked_array(some) for split, some in parts.items()}
     values = sorted({value for column in columns.values() for value in column.unique().to_pylist()})
     names = given or _hugging_face_names(first) or fallback
-    if names is None or types == {pa.string()}:
+    if names is None or any(column.type == pa.string() for column in columns.values()):
         names = names or [str(value) for value in values]
         known = {name: number for number, name in enumerate(names)}
         position = {value: known[str(value)] for value in values if str(value) in known}

@@ -23,12 +23,12 @@ from pipeline.core.files import DAMAGED_ZIP
 from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
 from pipeline.data.images import ImageError
-from pipeline.data.source import Contents, Encoded, Source, check_folder, digest_of, download_folder
+from pipeline.data.source import Contents, Encoded, Source, digest_of, search_folders
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 DIGEST = "md5:90528d7ca1a48142e341f4ef8d21d0de"  # computed from the file; the site does not publish a digest
 ARCHIVE = "tiny-imagenet-200.zip"
-_FOLDERS = ("tiny-imagenet-200", "tiny-imagenet", "tiny_imagenet")
+_FOLDERS = ("tiny-imagenet", "tiny_imagenet", "tiny-imagenet-200")
 _ANNOTATIONS = "val/val_annotations.txt"
 _LISTS = ("wnids.txt", "words.txt", _ANNOTATIONS)
 _SUFFIXES = (".jpeg", ".jpg")
@@ -40,15 +40,9 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     Raises:
         PipelineError: `data_dir` does not exist, or the data is not there and cannot be downloaded.
     """
-    if data_dir is None:
-        candidates = [home := download_folder(settings)]
-    else:
-        check_folder(data_dir, "tiny_imagenet")
-        home = data_dir if data_dir.name in _FOLDERS else data_dir / "tiny-imagenet"
-        inner = [data_dir / name for name in _FOLDERS]
-        candidates = [*inner, *(place / _FOLDERS[0] for place in inner), data_dir]
-    places = [place for place in candidates if place.is_dir()]
-    unpacked = next((place for place in places if (place / "train").is_dir() and _is_tiny_imagenet(place)), None)
+    candidates, home = search_folders(data_dir, settings, _FOLDERS)
+    places = [place for folder in candidates for place in (folder, folder / "tiny-imagenet-200")]
+    unpacked = next((place for place in places if (place / "wnids.txt").is_file()), None)
     if unpacked is not None:
         files = _Folder(unpacked)
         digest = digest_of([unpacked / name for name in files.names], unpacked)
@@ -62,11 +56,6 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
         return read(_Zip(archive))
 
     return Source(str(archive), digest_of([archive], archive.parent), read_archive)
-
-
-def _is_tiny_imagenet(place: Path) -> bool:
-    """Whether a folder that contains ``train`` is the unpacked dataset, even if one of its lists is missing."""
-    return any((place / name).is_file() for name in _LISTS)
 
 
 class _Folder:
@@ -169,12 +158,7 @@ def _training_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
 def _validation_images(files: _Folder | _Zip) -> list[tuple[str, str]]:
     """(name, WordNet identifier) of each line of ``val_annotations.txt``: image, tab, identifier, tab, bounding box."""
     lines = [line.split("\t") for line in _text(files, _ANNOTATIONS).splitlines() if "\t" in line]
-    annotated = {f"val/images/{line[0]}": line[1].strip() for line in lines}
-    images = {name for name in files.names if name.startswith("val/images/") and name.lower().endswith(_SUFFIXES)}
-    without = images - set(annotated)
-    if without:
-        raise _incomplete(files, f"has {len(without)} images without a line in {_ANNOTATIONS}, such as {min(without)}")
-    return list(annotated.items())
+    return [(f"val/images/{line[0]}", line[1].strip()) for line in lines]
 
 
 def _incomplete(files: _Folder | _Zip, problem: str) -> PipelineError:
