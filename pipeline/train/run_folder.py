@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import os
 import shlex
 import shutil
@@ -42,14 +41,12 @@ def resume_settings(settings: Settings) -> Settings:
         raise PipelineError(f"There is no run to resume in {settings.resume!r} (config.yaml is missing).")
     folder = folder.resolve()
     run = runs.Run(folder)
-    finished = (folder / "model.keras").is_file() and (folder / "metrics.json").is_file()
-    if finished and "test_accuracy" in run.metrics:
+    if run.model_path.is_file() and "test_accuracy" in run.metrics:
         raise PipelineError(f"The run {folder.name} is finished; start another run with name=….")
     saved = run.config
+    name = os.path.relpath(folder, runs.RUNS.resolve())
     update = {"resume": str(folder), "cluster": settings.cluster, "communication": settings.communication}
-    update["name"] = os.path.relpath(folder, runs.RUNS.resolve())
-    if update["name"].startswith(".."):
-        update["name"] = folder.name
+    update["name"] = folder.name if name.startswith("..") else name
     if settings.xla != "auto":
         update["xla"] = settings.xla
     if settings.data_dir is not None:
@@ -110,17 +107,11 @@ def _explained_errors(folder: Path, logs: Path, workers: cluster.Cluster) -> Ite
         raise _with_resume_hint(error, folder) from error
     except (PipelineError, BrokenPipeError):
         raise
-    except OSError as error:
-        place = Path(error.filename or folder)
-        inside = any(place.resolve().is_relative_to(home.resolve()) for home in (folder, logs))
-        if files.is_full(error) or (inside and error.filename):
-            raise _with_resume_hint(files.disk_error(place, error), folder) from error
-        if error.filename is None:
-            raise
-        raise PipelineError(f"{place} cannot be read ({error.strerror or error}).", exit_code=1) from error
     except Exception as error:  # TensorFlow has its own errors for a full disk, NCCL and a lost connection
-        if files.is_full(error):
-            raise _with_resume_hint(files.disk_error(logs, error), folder) from error
+        path = getattr(error, "filename", None)
+        inside = path and any(Path(path).resolve().is_relative_to(home.resolve()) for home in (folder, logs))
+        if files.is_full(error) or inside:
+            raise _with_resume_hint(files.disk_error(Path(path or logs), error), folder) from error
         failed = cluster.explain(error, workers)
         if failed is None:
             raise
@@ -176,29 +167,22 @@ def config_fingerprint(settings: Settings, dataset: Any, progress: checkpoints.P
     return {key: repr(value) for key, value in sorted(common.items())}
 
 
-def save_epoch(
-    folder: Path,
-    network: Any,
-    variables: Sequence[Any],
-    progress: checkpoints.Progress,
-    workers: cluster.Cluster = SINGLE,
-) -> None:
+def save_epoch(folder: Path, loop: Loop, progress: checkpoints.Progress) -> None:
     """Write the best weights, the checkpoint and the history after an epoch.
 
     This order keeps the folder consistent if the process is killed in between.
     """
     best = max(range(progress.epoch), key=lambda epoch: (progress.history[epoch]["val_accuracy"], epoch)) + 1
     progress.best_epoch = best
-    if not workers.is_chief:
+    if not loop.workers.is_chief:
         return
     if best == progress.epoch:
-        checkpoints.save(checkpoints.best_path(folder / "checkpoints", best), network.variables, progress)
-    checkpoints.save_epoch(folder / "checkpoints", variables, progress)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", *progress.history[0]])
-    writer.writeheader()
-    writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
-    files.write_bytes(folder / "history.csv", text.getvalue().encode())
+        checkpoints.save(checkpoints.best_path(folder / "checkpoints", best), loop.network.variables, progress)
+    checkpoints.save_epoch(folder / "checkpoints", loop.variables, progress)
+    with files.atomic_write(folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", *progress.history[0]])
+        writer.writeheader()
+        writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
 
 
 def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:

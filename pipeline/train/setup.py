@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,8 @@ def build_network(model: ModelSettings, dataset: Any) -> Any:
 def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:
     """Build the network, its optimizer and the loop that trains it on a dataset."""
     with precision_policy(settings.precision):
-        network = build_network(settings.model, dataset)
+        model = settings.model
+        network = models.build(model.name, dataset.image_shape, dataset.num_classes, **model.options)
         images = len(dataset.train.labels)
         optimizer = optimizers.build(
             settings.optimizer,
@@ -124,7 +124,7 @@ def build_deployable(loop: Loop, settings: Settings, dataset: Any) -> Any:
     if "operations" in model.options:  # all export formats support TensorFlow's operations
         model = ModelSettings.parse({**model.plain(), "operations": "tensorflow"})
     with precision_policy("float32"):
-        network = build_network(model, dataset)
+        network = models.build(model.name, dataset.image_shape, dataset.num_classes, **model.options)
         network.set_weights(loop.network.get_weights())
         return models.deployable(network, dataset.mean, dataset.std)
 
@@ -134,7 +134,6 @@ def seed_everything(seed: int) -> None:
     tf = device.tensorflow()
     import keras
 
-    random.seed(seed)
     keras.utils.set_random_seed(seed)
     if not device.has_gpu():
         tf.config.experimental.enable_op_determinism()

@@ -125,7 +125,7 @@ def fit(
             logs["learning_rate"] = loop.learning_rate()
             progress.epoch, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - started
             progress.history.append(logs)
-            run_folder.save_epoch(folder, network, loop.variables, progress, workers)
+            run_folder.save_epoch(folder, loop, progress)
             bar.end_epoch(epoch, logs)
             listeners.on_epoch_end(epoch, logs)
     except BaseException:
