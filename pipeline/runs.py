@@ -202,13 +202,8 @@ def find(run: str | os.PathLike[str] | None = None) -> Run:
         if (folder / "config.yaml").is_file():
             resume = f"python -m pipeline.train resume={shlex.quote(str(folder))}"
             raise PipelineError(f"The run {wanted} is not finished; resume it: {resume}")
-    known = ", ".join(names()[-10:]) or "none"
+    known = ", ".join(str(model.parent.relative_to(RUNS)) for model in _models(RUNS)[-10:]) or "none"
     raise PipelineError(f"There is no finished run {wanted}; newest runs: {known}; train one: {TRAIN_COMMAND}")
-
-
-def names() -> list[str]:
-    """Names of the finished runs in ``runs/`` (MULTIRUN/JOB for the jobs of a multirun), oldest first."""
-    return [str(model.parent.relative_to(RUNS)) for model in _models(RUNS)]
 
 
 def below(folder: Path) -> list[Run]:

@@ -80,9 +80,6 @@ def apply(
             f"Expected {channels} numbers for mean and {channels} numbers above 0 for std, "
             f"got {mean.tolist()} and {std.tolist()}."
         )
-    for name, value in (("seed", seed), ("epoch", epoch)):
-        if not 0 <= value < 2**32:
-            raise PipelineError(f"Expected {name} from 0 to 2**32 - 1, got {value!r}.")
     if dtype not in ("float32", "float16"):
         raise PipelineError(f"Expected dtype 'float32' or 'float16', got {dtype!r}.")
     images = xp.ascontiguousarray(device.to_device(images))

@@ -239,7 +239,7 @@ def specialised(
                     hidden = cuts and px.in_square(x, y, left, top, side)
                     for channel in range(channels):
                         change = shift[channel] if usable else NOT_A_NUMBER
-                        value = px.normalise(values[k * channels + channel], scale[channel], change)
+                        value = values[k * channels + channel] * scale[channel] + change
                         values[k * channels + channel] = px.ZERO if hidden else value
 
             if packed:

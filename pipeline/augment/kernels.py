@@ -70,7 +70,7 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
         for position in range(0, size, channels):
             for channel in range(channels):
                 value = px.clip(out[row, position + channel])
-                out[row, position + channel] = px.normalise(value, scale[channel], shift[channel])
+                out[row, position + channel] = value * scale[channel] + shift[channel]
         if drawn[px.SIDE] > px.ZERO:
             for y in range(height):
                 for x in range(width):
@@ -93,14 +93,8 @@ def launch(
 ) -> None:  # fmt: skip
     """Augment on the CPU and wait for the result.
 
-    Args:
-        images: uint8 [N, H, W, C], contiguous, NumPy.
-        indices: int64 [M], M at least 1, each from 0 to N - 1.
-        settings: float32 [operations, 3], the policy's probabilities and ranges.
-        seed, epoch: From 0 to 2**32 - 1.
-        scale: C numbers, 1 / std.
-        shift: C numbers, -mean / std.
-        out: float32 or float16 [M, H, W, C], contiguous; the result.
+    The arguments are those of `cuda_kernel.launch` without `operations`, as NumPy arrays; M is at least 1, and each
+    index is from 0 to N - 1.
     """
     kernel = _compiled()
     rows = out.reshape(len(indices), -1)

@@ -113,12 +113,9 @@ def draw_parameters(operation, image, seed, epoch, settings, height, width, para
         parameters[start + SHIFT_X] = np.float32(math.floor(first * span)) - high if applied else ZERO
         parameters[start + SHIFT_Y] = np.float32(math.floor(second * span)) - high if applied else ZERO
     elif operation == ROTATE:
-        parameters[start + COSINE] = ONE
-        parameters[start + SINE] = ZERO
-        if applied:
-            cosine, sine = cosine_and_sine(value)
-            parameters[start + COSINE] = cosine
-            parameters[start + SINE] = sine
+        cosine, sine = cosine_and_sine(value if applied else ZERO)  # exactly 1 and 0 if not applied
+        parameters[start + COSINE] = cosine
+        parameters[start + SINE] = sine
     elif operation == BRIGHTNESS:
         parameters[start + OFFSET] = value if applied else ZERO
     elif operation == CONTRAST:
@@ -242,11 +239,6 @@ def salt_or_pepper(word):
 def clip(value):
     """Limit a fraction of full scale to 0 … 1."""
     return min(max(value, ZERO), ONE)
-
-
-def normalise(value, scale, shift):
-    """Normalise a fraction of full scale: value · scale + shift, with scale = 1 / std and shift = -mean / std."""
-    return value * scale + shift
 
 
 def in_square(x, y, left, top, side):

@@ -16,8 +16,6 @@ from typing import Any
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-PIPED_WIDTH = 400  # columns; programs that read a table expect one line per row
-
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its return value (0 for None), or report its error.
@@ -111,13 +109,6 @@ def call(command: Sequence[str], **options: Any) -> int:
                 process.terminate()
             process.wait()
             raise
-
-
-def console() -> Any:
-    """A rich console on standard output; it wraps long cells only on a terminal."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def positive(text: str) -> int:

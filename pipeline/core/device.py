@@ -34,11 +34,8 @@ _CRASH_REPORT = """trace=$(grep -v '^Extension modules')
 def _wheel_folder(*parts: str) -> Path | None:
     """A folder of NVIDIA's pip wheels (site-packages/nvidia/...), or None if they are not installed."""
     spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(root).joinpath(*parts)
-        if folder.is_dir():
-            return folder
-    return None
+    folders = [Path(root, *parts) for root in spec.submodule_search_locations] if spec else []
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 @functools.cache

@@ -7,8 +7,8 @@ settings.model_copy(update={"precision": "float32"})
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
@@ -27,20 +27,9 @@ def _image_size(value: Any) -> int | tuple[int, int] | None:
     return pair if isinstance(value, list | tuple) else value
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise ValueError("a list of names")
-    return tuple(str(name) for name in value)
-
-
-def _path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-Names = Annotated[tuple[str, ...] | None, BeforeValidator(_names)]
-PathText = Annotated[str | None, BeforeValidator(_path)]
+Name = Annotated[str, Field(coerce_numbers_to_str=True, strict=False)]
+Names = Annotated[tuple[Name, ...] | None, Field(strict=False)]
+PathText = Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -159,5 +148,6 @@ def settings_error(error: ValidationError, prefix: str = "") -> PipelineError:
     if first["type"] in ("model_type", "dict_type"):
         return PipelineError(f"{name} must be a group of settings, got {first['input']!r}.")
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    expected = expected.replace("True", "true").replace("False", "false").replace("None", "null")
+    for python, yaml in (("valid tuple", "list"), ("True", "true"), ("False", "false"), ("None", "null")):
+        expected = expected.replace(python, yaml)
     return PipelineError(f"{name} must be {expected}, got {first['input']!r}.")

@@ -239,13 +239,8 @@ def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> Split:
             table = file.read_row_group(groups[index])
         here = slice(starts[index], starts[index + 1])
         labels[here] = table.column("label").to_numpy()
-        flat, position = images[here].reshape(-1), 0
-        for chunk in table.column("pixels").chunks:
-            values = chunk.flatten().to_numpy()
-            flat[position : position + len(values)] = values
-            position += len(values)
-        if position != len(flat):
-            raise ValueError("a row group contains fewer pixels than the header declares")
+        values = np.concatenate([chunk.flatten() for chunk in table.column("pixels").chunks])
+        images[here] = values.reshape(-1, *header.image_shape)
         return table.column("source")
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow uses one core per column

@@ -177,7 +177,12 @@ def decode(contents: Contents, settings: DatasetSettings, rejected: list[Rejecte
                     rejected.append(Rejected(name, image.reason))
                     continue
                 first = first or (name, image.shape)
-                _check_same_shape(name, image.shape, *first)
+                if image.shape != first[1]:
+                    raise PipelineError(
+                        f"All images must have the same height, width and channels, but {name} has {image.shape} and "
+                        f"{first[0]} has {first[1]}; set image_size or channels (dataset.image_size=64 or "
+                        "dataset.channels=3, in the notebooks -p image_size 64 or -p channels 3)."
+                    )
                 yield cache.Row(split, image, label, name)
 
 
@@ -209,18 +214,3 @@ def _decode_rows(rows: list[_Row], *, size: tuple[int, int] | None, channels: in
             image = resize_and_center_crop(image, (*(size or image.shape[:2]), channels or image.shape[2]))
         results.append((label, name, image))
     return results
-
-
-def _check_same_shape(name: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> None:
-    if shape[2] != expected[2]:
-        grey, colour = (name, first) if shape[2] == 1 else (first, name)
-        raise PipelineError(
-            f"All images must have the same channels, but {grey} is grey and {colour} is in colour; set channels to 3 "
-            "or 1 (dataset.channels=3, in the notebooks -p channels 3)."
-        )
-    if shape != expected:
-        raise PipelineError(
-            f"All images must have the same size, but {name} has {shape[1]}×{shape[0]} pixels and {first} has "
-            f"{expected[1]}×{expected[0]}; set image_size to one number or to height and width "
-            "(dataset.image_size=64, in the notebooks -p image_size 64)."
-        )

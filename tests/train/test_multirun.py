@@ -66,7 +66,6 @@ def test_a_sweep_reached_through_a_link_is_found(tmp_path):
     (tmp_path / "elsewhere/sweep/seed=1/model.keras").touch()
     Path("runs").mkdir()
     Path("runs/sweep").symlink_to(tmp_path / "elsewhere/sweep")
-    assert runs.names() == ["sweep/seed=1"]
     assert [run.path for run in runs.below(Path("runs"))] == [tmp_path / "elsewhere/sweep/seed=1"]
     with pytest.raises(PipelineError, match="sweep/seed=1"):
         runs.find("nothing")

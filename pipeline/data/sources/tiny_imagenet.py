@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.files import DAMAGED_ZIP
 from pipeline.core.settings import DatasetSettings
 from pipeline.data import download
@@ -112,12 +112,8 @@ def read(files: _Folder | _Zip) -> Contents:
         for name, _ in splits[split]:
             try:
                 yield name, files.read(name)
-            except (KeyError, FileNotFoundError):
-                yield name, ImageError(name, "the file is missing")
-            except OSError as error:
-                yield name, ImageError(name, error.strerror or str(error))
-            except DAMAGED_ZIP:
-                yield name, ImageError(name, "damaged in the archive")
+            except DAMAGED_ZIP as error:
+                yield name, ImageError(name, f"missing or damaged ({first_line(error)})")
 
     # A few images are grey; they become RGB like the others.
     return Contents(readable_names(identifiers, _text(files, "words.txt")), labels, encoded, channels=3)
