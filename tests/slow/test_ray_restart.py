@@ -1,0 +1,32 @@
+"""Ray starts a training again from its newest checkpoint after one of its workers was killed."""
+
+import csv
+import time
+
+from tests.train.test_ray import needs_ray, ray_training
+
+EPOCHS = 40
+
+
+def worker(processes, index):
+    """The Ray worker that runs the training process with this index."""
+    for process in processes():
+        if "pipeline.train" in process.cmdline() and f'"index": {index}' in process.environ().get("TF_CONFIG", ""):
+            return process.parent()
+    raise AssertionError("the training process does not run")
+
+
+@needs_ray
+def test_a_killed_worker_is_started_again_from_the_newest_checkpoint(tmp_path):
+    with ray_training(tmp_path, f"epochs={EPOCHS}") as (command, processes):
+        while not list(tmp_path.glob("runs/pair/checkpoints/epoch-*.npz")):
+            assert command.poll() is None, command.communicate()
+            time.sleep(0.1)
+        worker(processes, 1).kill()
+        output, _ = command.communicate(timeout=500)
+        assert command.returncode == 0, output
+    assert output.count("Started training worker group") == 2
+    assert output.count("epoch  1/") == 1, "the training has started again from the first epoch"
+    history = list(csv.DictReader((tmp_path / "runs/pair/history.csv").open(encoding="utf-8")))
+    assert [int(row["epoch"]) for row in history] == list(range(1, EPOCHS + 1))
+    assert (tmp_path / "runs/pair/model.keras").is_file()
