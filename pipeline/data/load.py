@@ -33,6 +33,7 @@ from pipeline.data.source import Source, check_contents, decode
 _SOURCES = ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder")
 _TEST_SEED = 0  # fixed, so that no run trains on another run's test images
 _log = logging.getLogger(__name__)
+_warn_once = functools.cache(_log.warning)
 
 
 def dataset_names() -> list[str]:
@@ -197,8 +198,3 @@ def _report_rejected(header: cache.Header, source: Source, limit: float, full_li
             exit_code=1,
         )
     _warn_once(f"{found} and were left out: {listed}")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log.warning("%s", message)

@@ -185,7 +185,6 @@ def test_images_in_unsupported_formats_are_listed(tmp_path, caplog):
     root = folder_of(tmp_path / "photos", {"cat": greys(1, 2, 3, 4), "dog": greys(11, 12, 13, 14)})
     (root / "cat" / "phone.HEIC").write_bytes(b"ftypheic")
     (root / "cat" / "notes.txt").write_text("not an image", encoding="utf-8")
-    (root / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(PipelineError, match=r"phone\.HEIC"):
         load_dataset("image_folder", root)
     dataset = load_dataset("image_folder", root, max_rejected=0.5)

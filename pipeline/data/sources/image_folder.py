@@ -68,9 +68,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _class_folders(place: Path) -> list[Path]:
     if not place.is_dir():
         return []
-    inside = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    # Skip links to a parent folder: such a class would contain all images.
-    return [path for path in inside if not (path.is_symlink() and place.resolve().is_relative_to(path.resolve()))]
+    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
 def _image_files(place: Path) -> list[Path]:
