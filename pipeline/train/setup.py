@@ -81,11 +81,6 @@ def resolve_xla(xla: bool | str, precision: str, model: ModelSettings) -> bool |
     return xla
 
 
-def build_network(model: ModelSettings, dataset: Any) -> Any:
-    """Build a network for a dataset's image shape and number of classes."""
-    return models.build(model.name, dataset.image_shape, dataset.num_classes, **model.options)
-
-
 def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:
     """Build the network, its optimizer and the loop that trains it on a dataset."""
     with precision_policy(settings.precision):
