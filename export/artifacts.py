@@ -37,15 +37,14 @@ def balanced_sample(labels: Any, count: int, seed: int = 0) -> np.ndarray:
     Returns:
         int64 [min(N, count)] distinct indices, on the host.
     """
+    import pandas
+
     labels = device.to_numpy(labels)
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
-    rank_in_class = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank_in_class[members] = np.arange(len(members))
+    rank_in_class = pandas.Series(order).groupby(labels[order]).cumcount()
     # The first of every class, then the second of every class, and so on.
-    chosen = order[np.argsort(rank_in_class[order], kind="stable")][:count]
+    chosen = order[np.argsort(rank_in_class.to_numpy(), kind="stable")][:count]
     return generator.permutation(chosen)
 
 

@@ -1,4 +1,4 @@
-"""The prediction commands: arguments, reading images from files and folders, and printing a table or JSON.
+"""The prediction commands: arguments, reading images from files and folders, and printing text or JSON.
 
 `python -m export.trt_infer` and `python -m export.tflite_infer` differ only in the exported files that they use.
 """
@@ -51,7 +51,7 @@ def command(
         "--artifact", help=f"name in the run's export folder, or a path (default: the first of {', '.join(names)})"
     )
     parser.add_argument("--top", type=cli.positive, default=3, help="number of classes to show (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of one line for each image")
     arguments = parser.parse_args()
     require()
     with warnings.catch_warnings():
@@ -61,11 +61,16 @@ def command(
     for row in rows:
         if "error" in row:
             print(f"{row['path']}: {row['error']}", file=sys.stderr)
+    classified = [row for row in rows if "error" not in row]
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
-    else:
-        _print_table(predictor, rows)
-    return int(any("error" in row for row in rows))
+    elif classified:
+        width = max(len(row["path"]) for row in classified)
+        print(f"{predictor.path.name}:")
+        for row in classified:
+            classes = ", ".join(f"{share['label']} {share['probability']:.1%}" for share in row["top"])
+            print(f"{row['path']:<{width}}  {classes}")
+    return int(len(classified) < len(rows))
 
 
 def classify(predictor: Predictor, paths: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -126,18 +131,3 @@ def _artifact(run: str | None, artifact: str | None, names: Sequence[str], make:
         f"The run {found.name} has no {' or '.join(wanted)} in its export folder (it contains "
         f"{', '.join(present) or 'nothing'}); to create it: {make} --run {found.path}"
     )
-
-
-def _print_table(predictor: Predictor, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=predictor.path.name, title_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("classes and their probabilities", min_width=min(40, max(map(len, predictor.class_names)) + 7))
-    for row in rows:
-        if "error" not in row:
-            classes = ", ".join(f"{share['label']} {share['probability']:.1%}" for share in row["top"])
-            table.add_row(Text(row["path"]), Text(classes))  # rich would interpret brackets in a plain str as markup
-    if table.row_count:
-        cli.console().print(table)

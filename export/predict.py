@@ -57,12 +57,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A loaded model: uint8 [N, H, W, C] to float32 [N, K] on the host, for N up to `max_batch`."""
+    """A loaded model: uint8 [N, H, W, C] to float32 [N, K] on the host, for N up to `limit` and `max_batch`."""
 
     forward: Callable[[Any], np.ndarray]
+    dtype: np.dtype[Any]
     input_shape: tuple[int, int, int]
     num_classes: int
-    max_batch: int
+    limit: int = MAX_BATCH
 
 
 class Predictor:
@@ -81,7 +82,7 @@ class Predictor:
         self.kind = kind
         self.class_names = class_names
         self.input_shape = graph.input_shape
-        self.max_batch = graph.max_batch
+        self.max_batch = min(graph.limit, max_batch(graph.input_shape))
         self._graph = graph
 
     @classmethod
@@ -99,6 +100,11 @@ class Predictor:
         """
         kind, path = _identify(path)
         graph = LOADERS[kind](path)
+        if graph.dtype != np.uint8 or len(graph.input_shape) != 3 or None in graph.input_shape:
+            raise PipelineError(
+                f"{path} takes {graph.dtype} of shape {graph.input_shape}; expected a model of this project, which "
+                "takes uint8 images (H, W, 1 or 3) and contains the normalisation."
+            )
         class_names = labels.read_class_names(path)
         if class_names is None:
             class_names = [f"class {index}" for index in range(graph.num_classes)]
@@ -204,17 +210,6 @@ def _identify(path: str | os.PathLike[str] | None) -> tuple[str, Path]:
     return "keras", runs.find(path).model_path
 
 
-def _graph(path: Path, forward: Any, dtype: Any, shape: Any, classes: Any, limit: int = MAX_BATCH) -> _Graph:
-    """Create a `_Graph`; raise `PipelineError` if the model does not take uint8 images or has no classes."""
-    dtype, shape = np.dtype(dtype), tuple(shape)
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3) or None in shape or not classes:
-        raise PipelineError(
-            f"{path} takes {dtype.name} of shape {shape}; expected a model of this project, which takes uint8 images "
-            "(H, W, 1 or 3) and contains the normalisation."
-        )
-    return _Graph(forward, shape, int(classes), min(limit, max_batch(shape)))
-
-
 def _keras(path: Path) -> _Graph:
     from pipeline import models
 
@@ -225,10 +220,9 @@ def _keras(path: Path) -> _Graph:
     def forward(images: Any) -> Any:
         return model(images, training=False)
 
-    return _graph(
-        path,
+    return _Graph(
         lambda images: forward(_tensor(images)).numpy(),
-        model.inputs[0].dtype,
+        np.dtype(model.inputs[0].dtype),
         model.input_shape[1:],
         model.output_shape[-1],
     )
@@ -248,7 +242,7 @@ def _saved_model(path: Path) -> _Graph:
         # `loaded` owns the variables and engines: a signature alone does not keep them alive.
         return loaded.signatures["serving_default"](**{name: _tensor(images)})[output].numpy()
 
-    return _graph(path, forward, pixels.dtype.as_numpy_dtype, pixels.shape[1:], probabilities.shape[-1])
+    return _Graph(forward, np.dtype(pixels.dtype.as_numpy_dtype), tuple(pixels.shape[1:]), probabilities.shape[-1])
 
 
 def _tftrt(path: Path) -> _Graph:
@@ -258,15 +252,18 @@ def _tftrt(path: Path) -> _Graph:
 
 def _tflite(path: Path) -> _Graph:
     tf = device.tensorflow()
+    from tensorflow.lite.python import schema_py_generated as schema
+
     content = path.read_bytes()
     try:
-        _check_flatbuffer(content)
+        # The interpreter does not check offsets and crashes on a truncated file: parse the whole file first.
+        schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # TFLite's threads spin while they wait: with a thread for every core, one busy core delays all of them.
             interpreter = tf.lite.Interpreter(model_content=content, num_threads=max(1, device.usable_cores() // 2))
         interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # flatbuffers raises struct.error, ValueError, IndexError, TypeError for a wrong offset
         raise PipelineError(
             f"{path} is not a readable TFLite file ({first_line(error)}); export it again: python -m export.tflite"
         ) from error
@@ -287,19 +284,8 @@ def _tflite(path: Path) -> _Graph:
             return answer
         return (answer.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
 
-    return _graph(path, forward, pixels["dtype"], pixels["shape"][1:].tolist(), output["shape"][-1], limit=64)
-
-
-def _check_flatbuffer(content: bytes) -> None:
-    """Parse the whole TFLite file: the interpreter does not check offsets and crashes on a truncated file."""
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    if content[4:8] != b"TFL3":
-        raise ValueError("the identifier TFL3 is missing")
-    try:
-        schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    except Exception as error:  # flatbuffers raises struct.error, ValueError, IndexError, TypeError for a wrong offset
-        raise ValueError("truncated or damaged") from error
+    shape, classes = tuple(pixels["shape"][1:].tolist()), int(output["shape"][-1])
+    return _Graph(forward, np.dtype(pixels["dtype"]), shape, classes, limit=64)
 
 
 def _tensor(images: Any) -> Any:

@@ -57,17 +57,14 @@ def convert(model: Any, precision: str, calibration: Any = None) -> bytes:
     Args:
         model: uint8 [N, H, W, C] to float32 probabilities [N, K].
         precision: "float32", "float16" (weights; arithmetic stays float32 on a CPU) or "int8".
-        calibration: uint8 [M, H, W, C] NumPy training images that determine the integer ranges; only for "int8".
+        calibration: uint8 [M, H, W, C] NumPy training images that determine the integer ranges; needed for "int8".
 
     Raises:
-        PipelineError: An unknown precision, INT8 without calibration images, or an operation that TFLite does not
-            support.
+        PipelineError: An unknown precision, or an operation that TFLite does not support.
     """
     if precision not in PRECISIONS:
         raise PipelineError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     integer = precision == "int8"
-    if integer and (calibration is None or len(calibration) == 0):
-        raise PipelineError("INT8 needs calibration images, got none; pass training images.")
     tf = device.tensorflow()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

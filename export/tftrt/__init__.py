@@ -67,12 +67,6 @@ def export(run: runs.Run, dataset: Any = None, precision: str = "INT8") -> Path:
     return path
 
 
-def profile_batches(input_shape: tuple[int, int, int]) -> list[int]:
-    """The batch sizes for which engines are built, for images of (H, W, C); the first and last bound the profile."""
-    largest = max_batch(input_shape)
-    return sorted({1, min(64, largest), largest})
-
-
 def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> dict[str, Any]:
     """Convert the SavedModel in `source` to `target`.
 
@@ -84,7 +78,8 @@ def _convert(source: Path, target: Path, precision: str, images: np.ndarray) -> 
     """
     tf = device.tensorflow()
     calibrated = precision == "INT8"
-    batches = profile_batches(images.shape[1:])
+    largest = max_batch(images.shape[1:])
+    batches = sorted({1, min(64, largest), largest})  # the first and the last bound the profile
 
     def batch(start: int, count: int) -> tuple[Any]:
         return (tf.constant(images[np.arange(start, start + count) % len(images)]),)

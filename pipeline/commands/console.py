@@ -53,9 +53,8 @@ def _run_command() -> None:
     for count in (2, 1):
         name = " ".join(arguments[:count])
         if name in COMMANDS:
-            module = COMMANDS[name][0]
             sys.argv[1:] = arguments[count:]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
             return
     given = " ".join(arguments[:2] if arguments[:1] == ["export"] else arguments[:1])
     raise PipelineError(f"Expected one of {', '.join(COMMANDS)}, got {given!r}; see image-pipeline --help.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from pipeline.core import cli
 from pipeline.notebooks import chapters, execution
@@ -24,14 +23,9 @@ examples:
   python -m pipeline.lab --port 8890 --no-browser"""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Start JupyterLab with the first notebook open, and serve until Ctrl-C.
-
-    Args:
-        arguments: Options of JupyterLab; those of the command line by default.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
+def main() -> None:
+    """Start JupyterLab with the first notebook open, and serve until Ctrl-C."""
+    if {"-h", "--help"} & set(sys.argv):
         print(HELP)
         return
     from jupyterlab.labapp import LabApp
@@ -45,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.geteuid() == 0:  # in a container; Jupyter does not start otherwise
         options.append("--ServerApp.allow_root=True")
     with execution.private_kernels():
-        LabApp.launch_instance([*options, *arguments])
+        LabApp.launch_instance([*options, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

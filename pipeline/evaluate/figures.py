@@ -6,11 +6,10 @@ a notebook shows it as the last value of a cell. Arrays may be on the GPU; only 
 
 from __future__ import annotations
 
-import contextlib
-import io
+import itertools
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_RUNS = 30  # runs in the legend of a comparison
-TITLE_LINES = 3  # lines above an image of a grid
 TITLE_LINE_INCHES = 0.15
 CHARACTERS_PER_INCH = 15
 
@@ -41,7 +39,7 @@ def image_grid(
 
     Args:
         images: [N, H, W, C] with C 1 or 3: uint8, or floats from 0 to 1; on the GPU or the host.
-        titles: One text above each image; wrapped to the width of the image, at most `TITLE_LINES` lines.
+        titles: One text above each image; each of its lines is wrapped into at most two, as wide as the image.
         columns: Images in a row. With fewer images the figure is narrower, but at least five images wide.
         row_titles: One text to the left of each row.
         size: Width of an image in inches.
@@ -73,12 +71,8 @@ def image_grid(
 def _wrap_title(text: Any, width: float) -> list[str]:
     """The lines of a title of 8 points above an image of `width` inches; text that does not fit ends in …"""
     characters = max(8, int(width * CHARACTERS_PER_INCH))
-    lines = [
-        piece
-        for line in str(text).split("\n")
-        for piece in textwrap.wrap(line, characters, max_lines=TITLE_LINES - 1, placeholder="…")
-    ]
-    return lines[:TITLE_LINES]
+    lines = (textwrap.wrap(line, characters, max_lines=2, placeholder="…") for line in str(text).splitlines())
+    return list(itertools.chain.from_iterable(lines))
 
 
 def class_bars(class_names: Sequence[str], series: dict[str, Any], *, title: str | None = None) -> Figure:
@@ -89,14 +83,12 @@ def class_bars(class_names: Sequence[str], series: dict[str, Any], *, title: str
         series: Name (of a split, for example) to K numbers; one colour each.
         title: One text above the figure.
     """
+    import pandas
+
     figure = _figure(8, 1 + 0.28 * len(class_names))
     axes = figure.subplots()
-    positions, left = numpy.arange(len(class_names)), numpy.zeros(len(class_names))
-    for name, values in series.items():
-        values = numpy.asarray(device.to_numpy(values), numpy.float64)
-        axes.barh(positions, values, left=left, label=name)
-        left += values
-    axes.set_yticks(positions, [str(name) for name in class_names])
+    counts = pandas.DataFrame({name: device.to_numpy(values) for name, values in series.items()}, index=class_names)
+    counts.plot.barh(ax=axes, stacked=True, width=0.8, legend=False)
     axes.invert_yaxis()
     axes.set(xlabel="images", title=title)
     axes.spines[["top", "right"]].set_visible(False)
@@ -205,9 +197,8 @@ def comparison_figure(frame: Any) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     colours = {model: f"C{number}" for number, model in enumerate(sorted(set(frame["model"])))}
     several = frame["dataset"].nunique() > 1
-    for panel, key, label in zip(
-        panels, ("train_seconds", "parameters"), ("training time (s)", "parameters"), strict=True
-    ):
+    quantities = {"train_seconds": "training time (s)", "parameters": "parameters"}
+    for panel, (key, label) in zip(panels, quantities.items(), strict=True):
         for number, row in enumerate(rows, start=1):
             point, order = (row[key], row["test_accuracy"]), 3 + len(rows) - number  # the best run is drawn on top
             name = f"{number}  {row['run']}" + (f" ({row['dataset']})" if several else "")
@@ -243,10 +234,8 @@ def training_curves(result: dict[str, Any]) -> Figure:
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically; raises `DiskError` if the file cannot be written."""
-    content = io.BytesIO()
-    with _no_glyph_warnings():
-        figure.savefig(content, format="png", dpi=110, bbox_inches="tight")
-    files.write_bytes(path, content.getvalue())
+    with files.atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
 
 def figure_pixels(figure: Figure) -> numpy.ndarray:
@@ -254,8 +243,7 @@ def figure_pixels(figure: Figure) -> numpy.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    with _no_glyph_warnings():
-        canvas.draw()
+    canvas.draw()
     return numpy.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -263,17 +251,11 @@ def _figure(width: float, height: float, layout: str | None = "constrained") -> 
     """An empty figure of this size in inches; closed in pyplot, so that a notebook shows the returned figure once."""
     from matplotlib import pyplot
 
+    # For each character that its font lacks, matplotlib warns and draws a box.
+    warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
     figure = pyplot.figure(figsize=(width, height), layout=layout)
     pyplot.close(figure)
     return figure
-
-
-@contextlib.contextmanager
-def _no_glyph_warnings() -> Iterator[None]:
-    """Silence matplotlib's warning for each character that its font lacks; it draws a box instead."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
-        yield
 
 
 def prediction_figure(image: Any, top: Sequence[tuple[str, float]]) -> Figure:
@@ -320,16 +302,16 @@ def agreement_figure(answers: dict[str, numpy.ndarray]) -> Figure:
     Args:
         answers: Name of a model to float [N, K] probabilities of the same N images, on the host.
     """
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     choices = numpy.stack([probabilities.argmax(axis=1) for probabilities in answers.values()])
     agreement = (choices[:, None] == choices[None]).mean(axis=-1)
     figure = _figure(1.6 + len(answers), 1 + 0.8 * len(answers))
     axes = figure.add_subplot()
-    axes.imshow(agreement, vmin=0.9, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(answers)), answers, rotation=30, ha="right")
-    axes.set_yticks(range(len(answers)), answers)
-    for (row, column), value in numpy.ndenumerate(agreement):
-        colour = "white" if value > 0.96 else "black"
-        axes.text(column, row, f"{value:.1%}", ha="center", va="center", color=colour)
+    display = ConfusionMatrixDisplay(agreement, display_labels=list(answers))
+    limits = {"vmin": 0.9, "vmax": 1}
+    display.plot(ax=axes, cmap="Blues", values_format=".1%", colorbar=False, xticks_rotation=90, im_kw=limits)
+    axes.set(xlabel=None, ylabel=None)
     return figure
 
 
@@ -347,14 +329,11 @@ def disagreement_figure(
     """
     choices = numpy.stack([probabilities.argmax(axis=1) for probabilities in answers.values()])
     shown = numpy.flatnonzero((choices != choices[0]).any(axis=0))[:count]
-    figure = _figure(2.4 * max(1, len(shown)), 3.5)
-    for place, index in enumerate(shown, start=1):
-        panel = figure.add_subplot(1, len(shown), place)
-        panel.imshow(device.to_numpy(images[index]).squeeze(), cmap="gray", vmin=0, vmax=255)
-        panel.set_axis_off()
+    titles = []
+    for index in shown:
         lines = [f"true: {class_names[labels[index]]}"]
         for name, probabilities in answers.items():
             best = probabilities[index].argmax()
             lines.append(f"{name.removeprefix('model_')}: {class_names[best]} {probabilities[index, best]:.0%}")
-        panel.set_title("\n".join(lines), fontsize=8)
-    return figure
+        titles.append("\n".join(lines))
+    return image_grid(device.to_numpy(images)[shown], titles, columns=count, size=2.4)

@@ -35,7 +35,7 @@ def classification_metrics(
     return {
         "accuracy": float((predictions == labels).mean()),
         "loss": float(-numpy.log(numpy.clip(likelihood, 1e-12, 1)).mean()),
-        "calibration_error": float(calibration_curve(probabilities, labels)["error"]),
+        "calibration_error": calibration_curve(probabilities, labels)["error"],
         "confusion_matrix": confusion_matrix(labels, predictions, labels=classes).tolist(),
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
@@ -53,8 +53,7 @@ def calibration_curve(probabilities: numpy.ndarray, labels: numpy.ndarray, bins:
         bins: Number of confidence intervals of equal width.
 
     Returns:
-        ``confidence``, ``accuracy`` and ``weight`` (float64, one value for each bin that is not empty;
-        the weights sum to 1), and ``error``.
+        ``confidence`` and ``accuracy`` (float64, one value for each bin that is not empty), and ``error``.
     """
     confidence = probabilities.max(axis=1).astype(numpy.float64)
     correct = probabilities.argmax(axis=1) == labels
@@ -63,9 +62,8 @@ def calibration_curve(probabilities: numpy.ndarray, labels: numpy.ndarray, bins:
     filled = counts > 0
     mean_confidence = numpy.bincount(bin_index, confidence, bins)[filled] / counts[filled]
     mean_accuracy = numpy.bincount(bin_index, correct, bins)[filled] / counts[filled]
-    weight = counts[filled] / len(labels)
-    error = float((weight * abs(mean_confidence - mean_accuracy)).sum())
-    return {"confidence": mean_confidence, "accuracy": mean_accuracy, "weight": weight, "error": error}
+    error = float((counts[filled] / len(labels) * abs(mean_confidence - mean_accuracy)).sum())
+    return {"confidence": mean_confidence, "accuracy": mean_accuracy, "error": error}
 
 
 def most_confident_mistakes(probabilities: numpy.ndarray, labels: numpy.ndarray, count: int = 16) -> numpy.ndarray:

@@ -80,8 +80,7 @@ def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, 
     measured = {f"{split}_{key}": value for key, value in metrics.items()}
     for name, figure in evaluation_figures(probabilities, labels, part.images, class_names).items():
         save_figure(run.path / "evaluation" / f"{split}_{name}.png", figure)
-    path = run.path / "metrics.json"
-    files.write_json(path, {**(run.metrics if path.exists() else {}), **measured})
+    files.write_json(run.path / "metrics.json", {**run.metrics, **measured})
     return measured
 
 

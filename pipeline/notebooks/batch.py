@@ -54,13 +54,12 @@ def run_notebooks(parameters: Mapping[str, str], name: str | None = None, only: 
     executed.mkdir(parents=True, exist_ok=True)
     busy = f"Another process is running notebooks in {folder}; choose another --name."
     with files.locked(executed, busy), execution.private_kernels():
-        interactive = sys.stderr.isatty()
-        with tqdm.tqdm(selected, desc="all notebooks", unit="notebook", position=0, disable=not interactive) as bar:
+        # disable=None shows the bars only on a terminal.
+        with tqdm.tqdm(selected, desc="all notebooks", unit="notebook", disable=None) as bar:
             for chapter in bar:
                 output, before = executed / chapter.path.name, time.monotonic()
-                progress = {"desc": chapter.name, "position": 1, "leave": False} if interactive else None
                 try:
-                    execution.execute(chapter, output, chapter.convert(given), progress=progress)
+                    execution.execute(chapter, output, chapter.convert(given))
                 except KeyboardInterrupt:
                     bar.close()
                     print(f"{chapter.path.name} was stopped; the executed copy is {output}.", file=sys.stderr)
@@ -111,5 +110,4 @@ def _show_artifacts(name: str | None) -> list[str]:
     if not exports.recorded(run):
         return []
     exports.print_table(run)
-    in_runs = run.path.parent == runs.RUNS.resolve()
-    return [f"exported models: {runs.RUNS / run.name / 'export' if in_runs else run.export_dir}"]
+    return [f"exported models: {run.export_dir}"]

@@ -75,15 +75,14 @@ def select(chapters: Sequence[Chapter], wanted: Sequence[str]) -> list[Chapter]:
     Raises:
         PipelineError: A name matches no notebook or several.
     """
-    chosen = set()
+    chosen = []
     for name in wanted:
-        stem = Path(name).name.removesuffix(".ipynb")
-        fitting = [c.name for c in chapters if c.name == stem] or [c.name for c in chapters if c.name.startswith(stem)]
+        fitting = [c for c in chapters if c.name.startswith(Path(name).stem)]
         if len(fitting) != 1:
             known = ", ".join(c.name for c in chapters)
             raise PipelineError(f"Expected the name of one notebook, got {name!r}; known notebooks: {known}.")
-        chosen.add(fitting[0])
-    return [c for c in chapters if c.name in chosen]
+        chosen += fitting
+    return [c for c in chapters if c in chosen]
 
 
 def convert(name: str, text: str, default: Any) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,15 +25,11 @@ def private_kernels() -> Iterator[None]:
     By default, Jupyter prefers a kernel of that name that the user installed for another Python. The kernel's files
     (history, connection) are written to a temporary folder, so that the home folder may be read-only.
     """
-    from ipykernel.kernelspec import get_kernel_dict
+    from ipykernel.kernelspec import write_kernel_spec
 
     with tempfile.TemporaryDirectory(prefix="pipeline-jupyter-", ignore_cleanup_errors=True) as temporary:
-        content = get_kernel_dict()
         # The terminal does not show the kernel's own messages; the output and errors of cells are in the notebook.
-        content["argv"] = [sys.executable, *content["argv"][1:], "--IPKernelApp.log_level=CRITICAL"]
-        specification = Path(temporary, "kernels", KERNEL, "kernel.json")
-        specification.parent.mkdir(parents=True)
-        specification.write_text(json.dumps(content), encoding="utf-8")
+        write_kernel_spec(Path(temporary, "kernels", KERNEL), extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
         variables = {
             "JUPYTER_PATH": os.pathsep.join(filter(None, [temporary, os.environ.get("JUPYTER_PATH")])),
             "JUPYTER_RUNTIME_DIR": str(Path(temporary, "runtime")),
@@ -48,16 +43,13 @@ def private_kernels() -> Iterator[None]:
             yield
 
 
-def execute(
-    chapter: Chapter, output: Path, parameters: Mapping[str, Any], *, progress: dict[str, Any] | None = None
-) -> None:
+def execute(chapter: Chapter, output: Path, parameters: Mapping[str, Any]) -> None:
     """Run one notebook in the current folder; the executed copy is written after every cell.
 
     Args:
         chapter: The notebook.
         output: Path of the executed copy; the copy remains if a cell fails.
         parameters: Values for the notebook's parameters; all must be declared there.
-        progress: Arguments of a tqdm bar that counts cells; None shows no bar.
 
     Raises:
         PipelineError: A cell failed or the kernel died (exit code 1). The message contains the notebook, the cell as
@@ -73,7 +65,7 @@ def execute(
             output,
             parameters=dict(parameters),
             kernel_name=KERNEL,
-            progress_bar=progress or False,
+            progress_bar={"desc": chapter.name, "position": 1, "leave": False, "disable": None},
             cwd=Path.cwd(),
         )
     except papermill.exceptions.PapermillExecutionError as error:

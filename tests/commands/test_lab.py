@@ -66,7 +66,8 @@ def test_the_kernel_is_this_interpreter_also_outside_the_checkout(tmp_path):
         server.wait(30)
 
 
-def test_the_help_is_short_and_names_the_options_of_jupyterlab(capsys):
-    lab.main(["--help"])
+def test_the_help_is_short_and_names_the_options_of_jupyterlab(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lab", "--help"])
+    lab.main()
     text = capsys.readouterr().out
     assert "--help-all" in text and len(text.splitlines()) < 20

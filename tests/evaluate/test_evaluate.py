@@ -34,7 +34,6 @@ def test_calibration_error_is_the_weighted_gap():
     # Bins (0, 0.5] and (0.5, 1]: one correct at 0.5; then 0.9, 0.8 and 0.6, of which one is correct.
     np.testing.assert_allclose(diagram["confidence"], [0.5, (0.9 + 0.8 + 0.6) / 3], rtol=1e-6)
     np.testing.assert_allclose(diagram["accuracy"], [1.0, 1 / 3])
-    np.testing.assert_allclose(diagram["weight"], [0.25, 0.75])
     assert diagram["error"] == pytest.approx(0.25 * 0.5 + 0.75 * abs(2.3 / 3 - 1 / 3), rel=1e-5)
 
 

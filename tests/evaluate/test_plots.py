@@ -74,9 +74,9 @@ def test_no_figure_stays_open():
 
 
 def test_class_names_in_any_script_make_no_warning(tmp_path):
-    figure = figures.confusion_matrix_figure(np.array([0, 1]), np.array([0, 1]), ["猫", "дом"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        figure = figures.confusion_matrix_figure(np.array([0, 1]), np.array([0, 1]), ["猫", "дом"])
         figures.save_figure(tmp_path / "confusion.png", figure)
         assert figures.figure_pixels(figure).std() > 0
     assert (tmp_path / "confusion.png").stat().st_size > 1000

@@ -95,7 +95,7 @@ def test_many_images_are_sent_in_batches(exported_run, digit_images):
     predictor = Predictor.load(exported_run.model_path)
     seen = []
     forward = predictor._graph.forward
-    logged = predict._Graph(lambda x: seen.append(len(x)) or forward(x), (16, 16, 3), 10, 1024)
+    logged = predict._Graph(lambda x: seen.append(len(x)) or forward(x), np.uint8, (16, 16, 3), 10)
     answers = Predictor(predictor.path, "keras", logged, predictor.class_names).predict(images)
     assert seen == [1024, 1024, len(images) - 2048]
     assert [p.index for p in answers[:count]] == [p.index for p in answers[count : 2 * count]]
