@@ -117,7 +117,7 @@ def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
     """Lock `folder` against other processes inside the block; the kernel releases the lock of a process that dies.
 
     Args:
-        folder: An existing folder; the lock is the file ``.lock`` in it.
+        folder: Created if it does not exist; the lock is the file ``.lock`` in it.
         busy: The error message if another process has the lock; None waits for that process.
 
     Raises:

@@ -237,10 +237,11 @@ def _read_with_pyarrow(path: Path, header: Header, groups: list[int]) -> Split:
     def read_group(index: int) -> pa.ChunkedArray:
         with pq.ParquetFile(path, metadata=metadata) as file:
             table = file.read_row_group(groups[index])
-        here = slice(starts[index], starts[index + 1])
-        labels[here] = table.column("label").to_numpy()
-        values = np.concatenate([chunk.flatten() for chunk in table.column("pixels").chunks])
-        images[here] = values.reshape(-1, *header.image_shape)
+        start = starts[index]
+        labels[start : starts[index + 1]] = table.column("label").to_numpy()
+        for chunk in table.column("pixels").chunks:
+            images[start : start + len(chunk)] = chunk.flatten().to_numpy().reshape(-1, *header.image_shape)
+            start += len(chunk)
         return table.column("source")
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # pyarrow uses one core per column

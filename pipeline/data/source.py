@@ -103,8 +103,8 @@ def search_folders(data_dir: Path | None, settings: DatasetSettings, names: Sequ
 def digest_of(paths: Iterable[Path], root: Path) -> str:
     """Hash the paths, sizes and times of files; this takes about a second for 100,000 files.
 
-    It changes when a file is added, removed, renamed, written or made readable. The error number of a file that cannot
-    be accessed, such as a broken link, is included; the error is reported when the file is read.
+    It changes when a file is added, removed, renamed, written or made readable. For a file that cannot be accessed, the
+    error number is hashed; the error is reported when the file is read.
     """
     result = hashlib.blake2b(digest_size=16)
     for path in paths:
