@@ -15,7 +15,7 @@ INSTALL := install
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-gpu lab tensorboard install check-py clean clean-runs
+.PHONY: help run test test-slow test-gpu lab tensorboard install check-py clean clean-runs
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 22
@@ -23,11 +23,14 @@ help:  ## show this list
 run: $(INSTALL)  ## install the requirements if necessary and run the six notebooks
 	@$(PY) -m pipeline $(ARGS)
 
-test: EXTRAS = requirements-extras.txt
+test test-slow: EXTRAS = requirements-extras.txt
 test: $(INSTALL)  ## check the style and run all tests, with one test worker for each core (at most 4)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-slow: $(INSTALL)  ## run the tests that take minutes, which `make test` leaves out
+	@$(PY) -m pytest tests/slow $(ARGS)
 
 test-gpu: $(INSTALL)  ## run the tests that need an NVIDIA GPU
 	@PIPELINE_DEVICE=gpu $(PY) -m pytest tests/gpu $(ARGS)

@@ -179,6 +179,7 @@ def test_pipeline_device_cpu_ignores_the_driver(install):
     [
         ("run", "-m pipeline "),
         ("test", "-m pytest"),
+        ("test-slow", "-m pytest tests/slow"),
         ("test-gpu", "-m pytest tests/gpu"),
         ("lab", "-m pipeline.lab"),
         ("tensorboard", "-m tensorboard.main --logdir logs"),
@@ -187,7 +188,7 @@ def test_pipeline_device_cpu_ignores_the_driver(install):
 def test_targets_run_in_the_environment_or_in_the_given_one(target, command):
     ours = make(ROOT, "-n", target).stdout
     assert f".venv/bin/python {command}".strip() in ours
-    assert "scripts/install.sh" in ours and ("requirements-extras.txt" in ours) == (target == "test")
+    assert "scripts/install.sh" in ours and ("requirements-extras.txt" in ours) == (target in ("test", "test-slow"))
     given = make(ROOT, "-n", target, "PY=/opt/python").stdout
     assert f"/opt/python {command}".strip() in given
     assert "scripts/install.sh" not in given

@@ -54,7 +54,7 @@ def ray_training(folder, *overrides):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refused(folder, *arguments, before=""):
+def refused(folder, *arguments, before="pass"):
     """The error output of the script, which must end with exit code 2; `before` is executed first."""
     code = f"import runpy, sys; {before}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     answer = subprocess.run(
