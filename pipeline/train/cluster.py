@@ -3,20 +3,22 @@
     cluster=slurm          # one task per node, as scripts/slurm.sh starts them
     cluster=environment    # the variable TF_CONFIG lists the processes
 
-TensorFlow's cluster resolvers find the processes and its collective operations (NCCL or gRPC) add the gradients. A step
-computes the gradients into one flat buffer, adds the buffers of all processes, and updates the weights. XLA compiles
-the first and the last part.
+TensorFlow's cluster resolvers find the processes, and its collective operations (NCCL or gRPC) add the gradients. XLA
+compiles the sum by NCCL into the training loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
 import math
 import os
 import signal
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -27,8 +29,11 @@ from pipeline.core.errors import PipelineError, first_line
 LAUNCHER = "PIPELINE_LAUNCHER"  # environment variable with the command that started all processes
 FIRST_PORT, TASKS_PER_NODE = 16000, 16  # 16 ports per Slurm job step, below the range that Linux assigns
 LOST = 3  # exit code of a process that ends because another one has ended
+OTHER_ENDED = "Another process of this training has ended."
+SECONDS_BETWEEN_CHECKS = 5.0  # whether the other processes still run
 GROUP_KEY = 7001  # of TensorFlow's collectives; any unused number
 HOSTS_GROUP_KEY = 7002  # of the collectives on the CPUs
+XLA_GROUP_KEY = 7003  # of those that XLA compiles; it connects by the id of the group, which works only once
 
 
 class Key(enum.IntEnum):
@@ -40,7 +45,6 @@ class Key(enum.IntEnum):
     VALIDATION = 4
     WEIGHTS = 5
     FACTS = 6
-    MOVING = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +65,34 @@ class Cluster:
     def is_chief(self) -> bool:
         return self.index == 0
 
-    def total(self, figures: Sequence[float], key: Key) -> list[float]:
-        """The sum of each number over all processes, in float32."""
-        return [float(sum_) for sum_ in self.all_reduce(device.tensorflow().constant(figures, "float32"), key)]
+    def total(self, values: Sequence[Any], key: Key, *, xla: bool = False) -> list[Any]:
+        """Add each value over all processes.
 
-    def average(self, tensors: Sequence[Any], key: Key) -> list[Any]:
-        """The mean of each float tensor over all processes, in the tensor's dtype; they are sent as one buffer."""
+        Args:
+            values: Float tensors or numbers.
+            key: The same in all processes, and another one for each place in the code.
+            xla: Whether XLA compiles the graph that calls this, which requires NCCL.
+
+        Returns:
+            Tensors with the shapes and dtypes of `values`, on the same device.
+        """
+        tf = device.tensorflow()
+        tensors = [tf.convert_to_tensor(value) for value in values]
         if self.count == 1:
-            return list(tensors)
-        return self.unpack(self.all_reduce(self.pack(tensors), key) / self.count, tensors)
+            return tensors
+        if xla:  # XLA joins small tensors itself
+            return [_sum(self.count, tensor, key, XLA_GROUP_KEY, "nccl") for tensor in tensors]
+        buffer = tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
+        sums = tf.split(
+            _sum(self.count, buffer, key, GROUP_KEY, self.communication), [math.prod(t.shape) for t in tensors]
+        )
+        return [tf.cast(tf.reshape(sum_, t.shape), t.dtype) for sum_, t in zip(sums, tensors, strict=True)]
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Copy the values of float Keras variables from process 0 to all processes."""
-        if self.count == 1:
-            return
         tf = device.tensorflow()
         values = [v.value if self.is_chief else tf.zeros_like(v.value) for v in variables]
-        firsts = self.unpack(self.all_reduce(self.pack(values), Key.WEIGHTS), values)
-        for variable, value in zip(variables, firsts, strict=True):
+        for variable, value in zip(variables, self.total(values, Key.WEIGHTS), strict=True):
             variable.assign(value)
 
     def assert_same_config(self, facts: dict[str, str]) -> None:
@@ -105,24 +119,44 @@ class Cluster:
                 f"{', '.join(different)}."
             )
 
-    def pack(self, tensors: Sequence[Any]) -> Any:
-        """Concatenate tensors to one float32 buffer [sum of their sizes]; XLA can compile this."""
-        tf = device.tensorflow()
-        return tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
+    @contextlib.contextmanager
+    def watch_peers(self, explanation: Callable[[], str]) -> Iterator[None]:
+        """Inside the block, end this process with exit code `LOST` if another one has ended.
 
-    def all_reduce(self, packed: Any, key: Key) -> Any:
-        """Add a buffer over all processes; XLA cannot compile this."""
-        return _sum(self.count, packed, key, GROUP_KEY, self.communication)
+        Without this, a process waits forever for a lost one inside the NCCL kernel of its GPU. Process 0 checks all
+        others, and they check process 0, as TensorFlow's `MultiWorkerMirroredStrategy` does.
 
-    def unpack(self, packed: Any, like: Sequence[Any]) -> list[Any]:
-        """Split a buffer of `pack` into tensors with the shapes and dtypes of `like`; XLA can compile this."""
-        tf = device.tensorflow()
-        parts = tf.split(packed, [math.prod(tensor.shape) for tensor in like])
-        return [tf.cast(tf.reshape(part, tensor.shape), tensor.dtype) for part, tensor in zip(parts, like, strict=True)]
+        Args:
+            explanation: Called before this process ends; its text is added to the error message.
+        """
+        finished = threading.Event()
+        if self.count > 1:
+            threading.Thread(target=self._watch, args=(finished, explanation), daemon=True).start()
+        try:
+            yield
+        finally:
+            finished.set()
+
+    def _watch(self, finished: threading.Event, explanation: Callable[[], str]) -> None:
+        from tensorflow.python.eager import context
+
+        errors = device.tensorflow().errors
+        failures = 0
+        while not finished.wait(SECONDS_BETWEEN_CHECKS):
+            try:
+                for index in range(1, self.count) if self.is_chief else [0]:
+                    task = f"/job:worker/replica:0/task:{index}"
+                    context.context().check_collective_ops_peer_health(task, timeout_in_ms=10_000)
+                failures = 0
+            except (errors.UnavailableError, errors.FailedPreconditionError, errors.DeadlineExceededError):
+                failures += 1  # the first time, this process may still end by itself
+            if failures == 2:
+                print(f"error: {OTHER_ENDED} {explanation()}", file=sys.stderr, flush=True)
+                os._exit(LOST)
 
     def barrier(self) -> None:
         """Wait for all processes."""
-        self.average([device.tensorflow().zeros([1])], Key.BARRIER)
+        self.total([0.0], Key.BARRIER)
 
     def leave(self) -> None:
         """Wait for all processes at the end; process 0 has saved the run, so it ignores the loss of another process."""
@@ -233,5 +267,5 @@ def explain(error: Exception, workers: Cluster) -> PipelineError | None:
     errors = device.tensorflow().errors
     kinds = (errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError)
     if workers.count > 1 and isinstance(error, kinds):
-        return PipelineError("Another process of this training has ended.", exit_code=LOST)
+        return PipelineError(OTHER_ENDED, exit_code=LOST)
     return None

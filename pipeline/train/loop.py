@@ -108,14 +108,11 @@ class Loop:
         loss = correct = done = 0.0
         for images, labels in self._shards(split, order, batch, self.policy, epoch):
             shard_loss, shard_correct = (float(value) for value in self._guarded(self._train_steps, images, labels))
-            size = images.shape[0] * images.shape[1]
+            size = images.shape[0] * images.shape[1] * self.workers.count
             loss, correct, done = loss + shard_loss, correct + shard_correct, done + size
             self.check_finite(shard_loss, epoch)
             if progress is not None:
-                progress(size * self.workers.count, loss / done)
-        if self.workers.count > 1:
-            loss, correct, done = self.workers.total([loss, correct, done], Key.STATISTICS)
-            self._average_moving_statistics()
+                progress(size, loss / done)
         seconds = time.perf_counter() - started
         return {"loss": loss / done, "accuracy": correct / done, "images_per_second": done / seconds}
 
@@ -140,13 +137,6 @@ class Loop:
         own = per_worker_batch(batch, self.workers.count)
         batches = order.reshape(-1, batch)[:, self.workers.index * own : (self.workers.index + 1) * own]
         return batches.reshape(-1), own
-
-    def _average_moving_statistics(self) -> None:
-        moving = _floats(self.network.non_trainable_variables)
-        if moving:
-            means = self.workers.average([variable.value for variable in moving], Key.MOVING)
-            for variable, mean in zip(moving, means, strict=True):
-                variable.assign(mean)
 
     def evaluate(self, split: Any) -> dict[str, Any]:
         """Evaluate the network on a split without augmentation, in this process only.
@@ -181,10 +171,8 @@ class Loop:
         inside = own < count  # the last part is padded, so that all processes use the same graph
         losses, _, correct, top5 = self._measure(split, numpy.where(inside, own, 0))
         sums = [float(values[inside].sum()) for values in (losses, correct, top5)]
-        return {
-            name: value / count
-            for name, value in zip(("loss", "accuracy", "top5"), workers.total(sums, Key.VALIDATION), strict=True)
-        }
+        totals = workers.total(sums, Key.VALIDATION)
+        return {name: float(total) / count for name, total in zip(("loss", "accuracy", "top5"), totals, strict=True)}
 
     def _measure(self, split: Any, order: numpy.ndarray) -> tuple[numpy.ndarray, ...]:
         """Per image at `order` (int32 [M]): loss, predicted class, top-1 and top-5 correctness; NumPy arrays [M]."""
@@ -301,43 +289,37 @@ def _training_graph(
 ) -> Callable:
     """A graph that does one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
-    With one process, XLA compiles the whole loop. With several it compiles the two halves of a step, because XLA cannot
-    add across processes (docs/decisions.md).
-
-    The graph returns the sum of the losses and the number of correct images, float32 scalars.
+    It returns the sum of the losses and the number of correct images of all processes, float32 scalars. Several
+    processes average the gradients in each step, and the moving statistics of normalisation at the end.
     """
     tf = device.tensorflow()
     variables = network.trainable_variables
     optimizer.build(variables)
     moving = _floats(network.non_trainable_variables)
-    alone = workers.count == 1
 
-    @tf.function(jit_compile=xla and not alone)
-    def gradients_of(images: Any, labels: Any) -> Any:
-        before = [tf.identity(variable.value) for variable in moving] if scaler.variables else []
-        with tf.GradientTape() as tape:
-            logits = network(images, training=True)
-            loss = tf.reduce_mean(cross_entropy(tf, logits, labels, label_smoothing))
-            penalised = loss + tf.add_n(network.losses) if network.losses else loss
-            scaled = scaler.scaled(penalised)
-        correct = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-        images_seen = tf.cast(tf.shape(labels)[0], tf.float32)
-        gradients = tape.gradient(scaled, variables)
-        sums = loss * images_seen, tf.reduce_sum(tf.cast(correct, tf.float32))
-        return gradients if alone else workers.pack(gradients), before, *sums
-
-    @tf.function(jit_compile=xla and not alone)
-    def update(gradients: Any, moving_before: Any) -> None:
-        gradients = gradients if alone else workers.unpack(gradients / workers.count, variables)
-        scaler.apply(optimizer, gradients, variables, moving, moving_before)
-
-    @tf.function(jit_compile=xla and alone)
+    @tf.function(jit_compile=xla)
     def train_steps(images: Any, labels: Any) -> Any:
         total, correct = tf.constant(0.0), tf.constant(0.0)
         for step in tf.range(tf.shape(images)[0]):
-            gradients, moving_before, loss, hits = gradients_of(images[step], labels[step])
-            update(gradients if alone else workers.all_reduce(gradients, Key.GRADIENTS), moving_before)
-            total, correct = total + loss, correct + hits
+            moving_before = [tf.identity(variable.value) for variable in moving] if scaler.variables else []
+            with tf.GradientTape() as tape:
+                logits = network(images[step], training=True)
+                loss = tf.reduce_mean(cross_entropy(tf, logits, labels[step], label_smoothing))
+                penalised = loss + tf.add_n(network.losses) if network.losses else loss
+                scaled = scaler.scaled(penalised)
+            gradients = tape.gradient(scaled, variables)
+            if workers.count > 1:
+                sums = workers.total(gradients, Key.GRADIENTS, xla=xla)
+                gradients = [sum_ / workers.count for sum_ in sums]
+            scaler.apply(optimizer, gradients, variables, moving, moving_before)
+            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels[step])
+            total += loss * tf.cast(tf.shape(labels)[1], tf.float32)
+            correct += tf.reduce_sum(tf.cast(hits, tf.float32))
+        if workers.count > 1:
+            statistics = [variable.value for variable in moving]
+            total, correct, *sums = workers.total([total, correct, *statistics], Key.STATISTICS, xla=xla)
+            for variable, sum_ in zip(moving, sums, strict=True):
+                variable.assign(sum_ / workers.count)
         return total, correct
 
     return train_steps

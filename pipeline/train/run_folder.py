@@ -70,7 +70,9 @@ def open_run_dir(settings: Settings, workers: cluster.Cluster = SINGLE) -> Itera
     """
     folder = Path(settings.resume) if settings.resume else runs.RUNS / settings.name
     lock = _locked(folder, settings) if workers.is_chief else contextlib.nullcontext()
-    with _explained_errors(folder, LOGS / settings.name, workers), lock, cli.interrupts():
+    saved = folder / "config.yaml"
+    watch = workers.watch_peers(lambda: resume_hint(folder) if saved.exists() else "Start the training again.")
+    with _explained_errors(folder, LOGS / settings.name, workers), lock, watch, cli.interrupts():
         yield folder
 
 

@@ -41,7 +41,7 @@ def resolve(settings: Settings) -> Settings:
             "name": name,
             "precision": precision,
             "communication": communication,
-            "xla": resolve_xla(settings.xla, precision, settings.model),
+            "xla": resolve_xla(settings.xla, precision, settings.model, settings.cluster != "none" and communication),
             "dataset": settings.dataset.model_copy(update={"data_dir": data_dir}),
         }
     )
@@ -59,26 +59,44 @@ def resolve_precision(precision: str) -> str:
     return "float32" if capability is None or capability < (7, 0) else "mixed_float16"
 
 
-def resolve_xla(xla: bool | str, precision: str, model: ModelSettings) -> bool | str:
+def resolve_xla(xla: bool | str, precision: str, model: ModelSettings, communication: str | bool = False) -> bool | str:
     """What XLA compiles of a network's graphs: True (all), "clusters" or False (nothing).
 
     On a GPU ``auto`` is True, with two exceptions, and on a CPU it is False. With ``model.operations=custom`` it is
     "clusters", because XLA cannot compile custom operations. With mixed_bfloat16 it is False, because XLA of TensorFlow
-    2.17 makes the cnn's loss NaN on an H200; the other networks train well with ``xla=true``.
+    2.17 makes the cnn's loss NaN on an H200; the other networks train well with ``xla=true``. With
+    ``communication=ring`` it is False, because XLA can compile only sums by NCCL.
 
     Raises:
-        PipelineError: ``xla=true`` with custom operations, or ``xla=clusters`` without a GPU.
+        PipelineError: ``xla=true`` with custom operations or ``communication=ring``, or ``xla=clusters`` without a GPU.
     """
     custom = model.options.get("operations") == "custom"
     if xla is True and custom:
         raise PipelineError("XLA cannot compile a custom operation; set xla=clusters or model.operations=auto.")
+    if xla is True and communication == "ring":
+        raise PipelineError("XLA cannot compile communication=ring; set xla=false or communication=nccl.")
     if xla == "clusters" and not device.has_gpu():
         raise PipelineError("xla=clusters needs a GPU, and none was found; set xla=false.")
     if xla == "auto":
-        if not device.has_gpu() or precision == "mixed_bfloat16":
+        if not device.has_gpu() or precision == "mixed_bfloat16" or communication == "ring":
             return False
         return "clusters" if custom else True
     return xla
+
+
+def scale_learning_rate(settings: Settings, workers: cluster.Cluster) -> Settings:
+    """Replace the learning rate of one process by that of all `workers`, whose batch is larger.
+
+    ``linear`` multiplies it by the number of processes (Goyal et al., 2017), ``sqrt`` by its square root (Krizhevsky,
+    2014). The result contains ``none``, so that a resumed training keeps its rate with any number of processes.
+    """
+    scaling = settings.learning_rate_scaling
+    exponent = {"none": 0.0, "sqrt": 0.5, "linear": 1.0, "auto": 1.0}[scaling]
+    rate = settings.optimizer.learning_rate * workers.count**exponent
+    if workers.is_chief and rate != settings.optimizer.learning_rate:
+        print(f"note: the learning rate is {rate:.3g} with {workers.count} processes (learning_rate_scaling={scaling})")
+    optimizer = settings.optimizer.model_copy(update={"learning_rate": rate})
+    return settings.model_copy(update={"optimizer": optimizer, "learning_rate_scaling": "none"})
 
 
 def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:

@@ -41,6 +41,7 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
     """
     settings = setup.resolve(run_folder.resume_settings(settings))
     workers = cluster.connect(settings.cluster, settings.communication)
+    settings = setup.scale_learning_rate(settings, workers)
     setup.seed_everything(settings.seed)
     with run_folder.open_run_dir(settings, workers) as folder:
         # Load

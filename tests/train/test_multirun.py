@@ -504,6 +504,59 @@ def test_a_worker_that_is_asked_to_stop_while_another_one_dies_says_how_to_go_on
     assert "Traceback" not in problems
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_ends_soon_after_another_one_also_where_it_cannot_be_interrupted(killed):
+    """As inside an NCCL kernel, which waits for the other GPU without an end."""
+    program = (
+        "import time\n"
+        "from pipeline.train import cluster\n"
+        "workers = cluster.connect('environment', 'ring')\n"
+        "with workers.watch_peers(lambda: 'This is the hint.'):\n"
+        "    workers.barrier()\n"
+        "    print('joined', flush=True)\n"
+        "    time.sleep(300)\n"
+    )
+    pair = two_workers("-c", program)
+    for worker in pair:
+        assert worker.stdout.readline() == "joined\n"
+    time.sleep(12)  # two checks with a peer that works
+    assert [worker.poll() for worker in pair] == [None, None]
+    pair[killed].kill()
+    started = time.monotonic()
+    _, problems = pair[1 - killed].communicate(timeout=60)
+    pair[killed].communicate()
+    assert time.monotonic() - started < 30
+    assert pair[1 - killed].returncode == cluster.LOST
+    assert problems.splitlines()[-1] == f"error: {cluster.OTHER_ENDED} This is the hint."
+
+
+def test_the_learning_rate_grows_with_the_number_of_processes(capsys):
+    def rate(scaling, count, index=0):
+        settings = config.compose([f"learning_rate_scaling={scaling}", "optimizer.learning_rate=0.1"])
+        scaled = setup.scale_learning_rate(settings, cluster.Cluster(index, count))
+        assert scaled.learning_rate_scaling == "none"  # a resumed run does not scale again
+        return scaled.optimizer.learning_rate
+
+    assert [rate(scaling, 4) for scaling in ("none", "sqrt", "linear", "auto")] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    assert capsys.readouterr().out.count("learning rate is 0.4 with 4 processes") == 2
+    assert [rate(scaling, 1) for scaling in ("none", "sqrt", "linear", "auto")] == [0.1] * 4
+    assert rate("auto", 2, index=1) == 0.2
+    assert capsys.readouterr().out == ""
+    with pytest.raises(PipelineError, match="learning_rate_scaling"):
+        config.compose(["learning_rate_scaling=cubic"])
+
+
+def test_xla_cannot_compile_sums_through_host_memory(monkeypatch):
+    settings = config.compose(["name=pair", "cluster=environment", "communication=ring"])
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
+    assert setup.resolve(settings).xla is False
+    assert setup.resolve(settings.model_copy(update={"communication": "nccl"})).xla is True
+    assert setup.resolve(settings.model_copy(update={"cluster": "none"})).xla is True
+    with pytest.raises(PipelineError, match="communication=nccl"):
+        setup.resolve(settings.model_copy(update={"xla": True}))
+
+
 def started(*arguments):
     """`python -m pipeline.workers 2 ARGUMENTS`, and a wait for one more finished epoch of the run ``pair``."""
     before = {path.name for path in Path("runs/pair/checkpoints").glob("epoch-*.npz")}
