@@ -21,14 +21,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works without `pip install -e .`, as python -m does
 
 from pipeline.core import cli, config
-from pipeline.core.errors import PipelineError, first_line
+from pipeline.core.errors import PipelineError
 from pipeline.train import cluster
 
+WRONG_USE = 2  # exit code for an invalid setting, which a restart does not correct
 SET_BY_RAY = ("OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "TF_USE_LEGACY_KERAS")  # not for the training processes
 OF_A_RESUMED_RUN = ("data_dir=", "communication=", "xla=")  # the run folder contains the other settings
 
 
-def work(job: dict[str, Any]) -> None:
+def work(job: dict[str, Any]) -> int:
     """Run one training process; Ray calls this in each worker, where the project need not be importable."""
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     overrides = job["resume"] if Path(job["folder"], job["run"], "config.yaml").is_file() else job["start"]
@@ -40,8 +41,9 @@ def work(job: dict[str, Any]) -> None:
         stdout=subprocess.DEVNULL if index else None,
         preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # PR_SET_PDEATHSIG: end with the worker
     )
-    if code:
+    if code not in (0, WRONG_USE):
         raise RuntimeError(f"Training process {index} has ended with exit code {code}.")
+    return code
 
 
 def main() -> int:
@@ -82,7 +84,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, terminated)  # Ray's handler aborts this process
     try:
         gpus = ray.cluster_resources().get("GPU", 0) and os.environ.get("PIPELINE_DEVICE") != "cpu"
-        TensorflowTrainer(
+        result = TensorflowTrainer(
             work,
             train_loop_config=job,
             scaling_config=ray.train.ScalingConfig(num_workers=arguments.count, use_gpu=bool(gpus)),
@@ -95,12 +97,13 @@ def main() -> int:
             ),
         ).fit()
     except ray.train.TrainingFailedError as error:
-        raise PipelineError(f"{first_line(error)} {hint}", exit_code=1) from error
+        restarts = arguments.max_failures
+        raise PipelineError(f"The training failed after {restarts} restarts; see above. {hint}", exit_code=1) from error
     except (KeyboardInterrupt, SystemExit) as stop:  # on Ctrl-C, Ray stops the training processes and exits
         raise PipelineError(f"Stopped. {hint}", exit_code=130) from stop
     finally:
         ray.shutdown()
-    return 0
+    return result.return_value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""scripts/ray_train.py with the real Ray on this machine; tests/slow/test_ray_restart.py ends one of the processes."""
+"""scripts/ray_train.py with the real Ray on this machine; tests/slow/test_ray_failures.py ends one of the processes."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Ray starts a training again from its newest checkpoint after one of its workers was killed."""
+"""Ray starts a training again from its newest checkpoint after a worker was killed, but not with invalid settings."""
 
 import csv
 import re
@@ -32,3 +32,12 @@ def test_a_killed_worker_is_started_again_from_the_newest_checkpoint(tmp_path):
     history = list(csv.DictReader((tmp_path / "runs/pair/history.csv").open(encoding="utf-8")))
     assert [int(row["epoch"]) for row in history] == list(range(1, EPOCHS + 1))
     assert (tmp_path / "runs/pair/model.keras").is_file()
+
+
+@needs_ray
+def test_an_invalid_setting_is_not_tried_again(tmp_path):
+    with ray_training(tmp_path, "dataset=image_folder", "data_dir=missing") as (command, _):
+        output, _ = command.communicate(timeout=500)
+        assert command.returncode == 2, output
+    assert "image_folder" in output
+    assert output.count("Started training worker group") == 1
