@@ -66,7 +66,7 @@ class Cluster:
         return self.index == 0
 
     def total(self, values: Sequence[Any], key: Key, *, xla: bool = False) -> list[Any]:
-        """Add each value over all processes.
+        """Add each value over all processes; they are sent as one float32 buffer.
 
         Args:
             values: Float tensors or numbers.
@@ -80,13 +80,14 @@ class Cluster:
         tensors = [tf.convert_to_tensor(value) for value in values]
         if self.count == 1:
             return tensors
-        if xla:  # XLA joins small tensors itself
-            return [_sum(self.count, tensor, key, XLA_GROUP_KEY, "nccl") for tensor in tensors]
+        group, communication = (XLA_GROUP_KEY, "nccl") if xla else (GROUP_KEY, self.communication)
         buffer = tf.concat([tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in tensors], axis=0)
         sums = tf.split(
-            _sum(self.count, buffer, key, GROUP_KEY, self.communication), [math.prod(t.shape) for t in tensors]
+            _sum(self.count, buffer, key, group, communication), [math.prod(tensor.shape) for tensor in tensors]
         )
-        return [tf.cast(tf.reshape(sum_, t.shape), t.dtype) for sum_, t in zip(sums, tensors, strict=True)]
+        return [
+            tf.cast(tf.reshape(sum_, tensor.shape), tensor.dtype) for sum_, tensor in zip(sums, tensors, strict=True)
+        ]
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Copy the values of float Keras variables from process 0 to all processes."""
