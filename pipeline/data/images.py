@@ -14,10 +14,11 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, __version__, features
+from PIL import ExifTags, Image, ImageOps, __version__, features
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import MAX_PIXELS
@@ -27,6 +28,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 OTHER_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl", ".jp2", ".svg", ".raw", ".dng", ".cr2", ".nef"}
 )
+_GREY = ("1", "L", "LA", "La")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses images of more than twice this size, and warns of others
@@ -71,21 +73,41 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
         ImageError: The file is missing, empty, truncated, damaged, in another format, or declares more than 64
             megapixels (checked before any pixel is decoded).
     """
-    name, data = "image data", source
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise ImageError(name, f"{error.strerror or error}".lower()) from error
-    if not data:
-        raise ImageError(name, "the file is empty")
-    try:
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image data"
+    with _explained(name):
+        data = Path(name).read_bytes() if isinstance(source, str | os.PathLike) else source
+        if not data:
+            raise ImageError(name, "the file is empty")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.format in ("JPEG", "MPO") and not _jpeg_is_complete(bytes(data)):
                 raise ImageError(name, "truncated")
             image.load()
             return to_rgb8(image)
+
+
+def image_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """The (height, width, channels) that `decode_image` would return, from the beginning of the file.
+
+    Args:
+        path: The path of a file.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged at its beginning, in another format, or too large.
+    """
+    with _explained(os.fspath(path)), Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        with contextlib.suppress(Exception):  # damaged EXIF data
+            # PngImageFile.getexif decodes the whole image.
+            if Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5:
+                width, height = height, width
+        return height, width, 1 if image.mode in (*_GREY, *_SIXTEEN_BIT) else 3
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Convert the errors of reading and decoding an image to `ImageError`."""
+    try:
+        yield
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -93,6 +115,8 @@ def decode_image(source: bytes | bytearray | memoryview | str | os.PathLike[str]
     except Image.DecompressionBombError as error:
         raise ImageError(name, f"it declares more than {MAX_PIXELS // 1_000_000} megapixels") from error
     except Exception as error:  # Pillow's decoders raise almost any exception for damaged bytes
+        if isinstance(error, OSError) and error.errno:
+            raise ImageError(name, error.strerror.lower()) from error
         raise ImageError(name, f"damaged or truncated ({error or type(error).__name__})") from error
 
 
@@ -119,7 +143,7 @@ def to_rgb8(image: Image.Image) -> np.ndarray:
         if isinstance(image.info.get("transparency"), int):
             wide[wide == image.info["transparency"]] = 65535
         return np.clip((wide + 128) // 257, 0, 255).astype(np.uint8)[..., None]
-    grey = image.mode in ("1", "L", "LA", "La")
+    grey = image.mode in _GREY
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -23,6 +23,31 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
     """The class folders in `data_dir`.
 
     Raises:
+        PipelineError: As for `find`.
+        OSError: A folder cannot be read.
+    """
+    class_names, files = find(data_dir)
+    paths = [path for part in files.values() for path, _ in part]
+    # With the class names, because an empty class folder contains no file.
+    digest = digest_of(paths, data_dir) + ":" + "\0".join(class_names)
+
+    def read() -> Contents:
+        return Contents(class_names, labels_of(files), lambda split: ((str(path), path) for path, _ in files[split]))
+
+    return Source(str(data_dir), digest, read)
+
+
+def find(data_dir: Path | None) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """Find the classes and image files of a folder.
+
+    Args:
+        data_dir: The folder.
+
+    Returns:
+        (class_names, files): K names, and (path, label) of each image by split; the only split is ``train`` if the
+        folder has no split folders.
+
+    Raises:
         PipelineError: `data_dir` is not a folder, there are no class folders, a class is missing in train, or class
             folders are next to train.
         OSError: A folder cannot be read.
@@ -39,15 +64,12 @@ def source(data_dir: Path | None, settings: DatasetSettings) -> Source:
         if unknown:
             raise PipelineError(f"The class {unknown[0]} is not in {splits['train']}; add it there or remove it.")
         files[split] = [(path, class_names.index(place.name)) for place in inside for path in _image_files(place)]
-    paths = [path for part in files.values() for path, _ in part]
-    # With the class names, because an empty class folder contains no file.
-    digest = digest_of(paths, root) + ":" + "\0".join(class_names)
-    labels = {split: np.asarray([label for _, label in part], np.int32) for split, part in files.items()}
+    return class_names, files
 
-    def read() -> Contents:
-        return Contents(class_names, labels, lambda split: ((str(path), path) for path, _ in files[split]))
 
-    return Source(str(root), digest, read)
+def labels_of(files: dict[str, list[tuple[Path, int]]]) -> dict[str, np.ndarray]:
+    """The labels, int32 [N], of each split that `find` returns."""
+    return {split: np.asarray([label for _, label in part], np.int32) for split, part in files.items()}
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
