@@ -14,7 +14,9 @@ from pipeline import runs
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate.figures import evaluation_figures, save_figure
-from pipeline.evaluate.metrics import classification_metrics
+from pipeline.evaluate.metrics import classification_metrics, majority_baseline
+
+FEW_TEST_IMAGES = 20  # in a class
 
 
 def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> numpy.ndarray:
@@ -77,6 +79,7 @@ def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, 
         raise PipelineError(f"The {split} split of {dataset.name} contains no images; evaluate another split.")
     probabilities = predict_probabilities(run.load_model(), part.images)
     metrics = classification_metrics(probabilities, labels, class_names)
+    metrics["baseline"] = majority_baseline(device.to_numpy(dataset.train.labels), labels)
     measured = {f"{split}_{key}": value for key, value in metrics.items()}
     for name, figure in evaluation_figures(probabilities, labels, part.images, class_names).items():
         save_figure(run.path / "evaluation" / f"{split}_{name}.png", figure)
@@ -84,13 +87,50 @@ def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, 
     return measured
 
 
+def summary_lines(metrics: dict[str, Any], split: str = "test") -> list[str]:
+    """The result of an evaluation in plain English, with warnings and advice.
+
+    Args:
+        metrics: The content of a run's `metrics.json`, or the result of `evaluate_run`. Runs of older versions have
+            neither an interval nor a baseline; their summary contains only the accuracy.
+        split: The split that was evaluated.
+
+    Returns:
+        The lines to print: the accuracy with its 95 % confidence interval and the baseline; balanced accuracy and F1;
+        a warning if a class has fewer than 20 images; and advice if the model is not better than the baseline.
+    """
+    accuracy = metrics[f"{split}_accuracy"]
+    if f"{split}_interval" not in metrics:
+        return [f"{split} accuracy {accuracy:.2%}"]
+    low, high = metrics[f"{split}_interval"]
+    baseline = metrics[f"{split}_baseline"]
+    lines = [
+        f"{split} accuracy {accuracy:.2%} (95 % confidence interval {low:.1%} to {high:.1%}); "
+        f"always predicting the largest class: {baseline:.2%}",
+        f"balanced accuracy {metrics[f'{split}_balanced_accuracy']:.2%}, macro F1 {metrics[f'{split}_macro_f1']:.3f}",
+    ]
+    images = {name: row["images"] for name, row in metrics[f"{split}_per_class"].items()}
+    few = [name for name, count in images.items() if count < FEW_TEST_IMAGES]
+    if few:
+        smallest = min(few, key=images.__getitem__)
+        lines.append(
+            f"warning: {len(few)} of {len(images)} classes have fewer than {FEW_TEST_IMAGES} {split} images "
+            f"({smallest}: {images[smallest]}), so their metrics are uncertain; add images, or set a larger "
+            "dataset.test_fraction"
+        )
+    if low <= baseline:
+        lines.append(
+            "warning: the model is not clearly better than always predicting the largest class; try more epochs "
+            "(epochs=…), a pretrained network (model=pretrained), or check the labels"
+        )
+    return lines
+
+
 def print_report(measured: dict[str, Any], split: str) -> None:
-    """Print the result of `evaluate_run` as a table."""
+    """Print the result of `evaluate_run`: a table of the classes and the summary."""
     import pandas
 
     frame = pandas.DataFrame.from_dict(measured[f"{split}_per_class"], orient="index")
     print(frame.to_string(float_format="{:.3f}".format))
-    print(
-        f"{split} split: accuracy {measured[f'{split}_accuracy']:.2%}   loss {measured[f'{split}_loss']:.4f}   "
-        f"calibration error {measured[f'{split}_calibration_error']:.3f}"
-    )
+    print(f"loss {measured[f'{split}_loss']:.4f}, calibration error {measured[f'{split}_calibration_error']:.3f}")
+    print("\n".join(summary_lines(measured, split)))

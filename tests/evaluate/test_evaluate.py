@@ -10,8 +10,16 @@ from PIL import Image
 from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate import figures
-from pipeline.evaluate.metrics import calibration_curve, classification_metrics, most_confident_mistakes
-from pipeline.evaluate.run import evaluate_run, predict_probabilities
+from pipeline.evaluate.metrics import (
+    calibration_curve,
+    classification_metrics,
+    highest_losses,
+    majority_baseline,
+    most_confident_mistakes,
+    most_confused_pairs,
+    wilson_interval,
+)
+from pipeline.evaluate.run import evaluate_run, predict_probabilities, summary_lines
 from pipeline.train import train
 
 # Four images of three classes: correct at 0.9, correct at 0.5, wrong at 0.8, wrong at 0.6.
@@ -27,6 +35,53 @@ def test_metrics_match_hand_calculated_numbers():
     assert measured["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
     assert measured["per_class"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "images": 1}
     assert measured["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}
+
+
+def test_balanced_accuracy_and_f1_are_means_over_the_classes():
+    measured = classification_metrics(PROBABILITIES, LABELS, NAMES)
+    assert measured["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert measured["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert measured["interval"] == pytest.approx([0.15, 0.85], abs=0.001)  # Wilson (1927), 2 of 4
+    # A class without any image counts in neither.
+    more = classification_metrics(np.pad(PROBABILITIES, ((0, 0), (0, 1))), LABELS, [*NAMES, "empty"])
+    assert (more["balanced_accuracy"], more["macro_f1"]) == (measured["balanced_accuracy"], measured["macro_f1"])
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 5), (5, 5), (62, 80), (9123, 10000)])
+def test_the_interval_of_an_accuracy_is_that_of_scipy(correct, count):
+    from scipy.stats import binomtest
+
+    expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_the_baseline_predicts_the_largest_class_of_the_training_split():
+    assert majority_baseline(np.array([2, 1, 1]), np.array([0, 1, 2, 2])) == 0.25
+
+
+def test_the_most_confused_pairs_and_the_highest_losses_come_first():
+    matrix = [[5, 1, 0], [0, 2, 7], [3, 0, 1]]
+    assert most_confused_pairs(matrix) == [(1, 2, 7), (2, 0, 3), (0, 1, 1)]
+    assert most_confused_pairs(matrix, count=1) == [(1, 2, 7)]
+    assert highest_losses(PROBABILITIES, LABELS, count=3).tolist() == [2, 3, 1]
+
+
+def measured_on(correct, count, images=(40, 40), baseline=0.5):
+    return {
+        "test_accuracy": correct / count, "test_interval": list(wilson_interval(correct, count)),
+        "test_baseline": baseline, "test_balanced_accuracy": 0.6, "test_macro_f1": 0.6,
+        "test_per_class": {f"class {index}": {"images": number} for index, number in enumerate(images)},
+    }  # fmt: skip
+
+
+def test_the_summary_warns_about_few_images_and_results_below_the_baseline():
+    good = summary_lines(measured_on(70, 80))
+    assert "87.50%" in good[0] and "78.5% to 93.1%" in good[0] and "50.00%" in good[0]
+    assert not any("warning" in line for line in good)
+    assert "class 1: 19" in "\n".join(summary_lines(measured_on(70, 80, images=(40, 19))))
+    weak = summary_lines(measured_on(45, 80))
+    assert "model=pretrained" in weak[-1] and "epochs" in weak[-1] and "labels" in weak[-1]
+    assert summary_lines({"test_accuracy": 0.5}) == ["test accuracy 50.00%"]  # a run of an older version
 
 
 def test_calibration_error_is_the_weighted_gap():

@@ -11,7 +11,7 @@ from export import tflite
 from export.predict import Predictor
 from pipeline import models, runs
 from pipeline.core import config, device
-from pipeline.evaluate.run import evaluate_run, predict_probabilities
+from pipeline.evaluate.run import evaluate_run, predict_probabilities, summary_lines
 from pipeline.train import train
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "run-30f2b6e"
@@ -31,7 +31,11 @@ def test_a_finished_run_predicts_and_evaluates_as_before(name):
     dataset = run.load_dataset()
     probabilities = predict_probabilities(run.load_model(), dataset.test.images[:8])
     np.testing.assert_allclose(probabilities, EXPECTED[name]["probabilities"], atol=1e-3)
+    (line,) = summary_lines(run.metrics)  # this version stored no interval and no baseline
+    assert f"{EXPECTED[name]['test_accuracy']:.2%}" in line
     evaluate_run(run, dataset, "test")
+    low, high = run.metrics["test_interval"]
+    assert low < run.metrics["test_accuracy"] < high and run.metrics["test_baseline"] < 0.2
     assert run.metrics["test_accuracy"] == pytest.approx(EXPECTED[name]["test_accuracy"], abs=0.003)
 
 
