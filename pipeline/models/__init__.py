@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.core.settings import settings_error
 
-NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "fashion_mlp", "resnet18", "vit_lite")}
+NETWORKS = {name: f"pipeline.models.{name}" for name in ("cnn", "fashion_mlp", "pretrained", "resnet18", "vit_lite")}
 LAYERS = ["pipeline.models.layers", "pipeline.ops.layers"]  # importing one registers its layers for loading
 
 
@@ -61,12 +61,30 @@ def build(name: str, input_shape: tuple[int, int, int], num_classes: int, **opti
     return network
 
 
+def normalisation(
+    name: str, options: Mapping[str, Any], channels: int = 3
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and the standard deviation that a network was pretrained with.
+
+    Args:
+        name: A key of `NETWORKS`.
+        options: The keyword arguments of `build`.
+        channels: Number of channels of the images.
+
+    Returns:
+        Mean and standard deviation per channel, in units of pixel / 255, or None for a network without pretrained
+        weights, whose images are normalised with the statistics of the training split.
+    """
+    function = getattr(importlib.import_module(NETWORKS[name]), "normalisation", None)
+    return None if function is None else function(options, channels)
+
+
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """Build the graph that is saved, exported and served: normalisation, network, softmax.
 
     Args:
         network: From `build`.
-        mean: Per-channel mean of the training split, in units of pixel / 255.
+        mean: Per-channel mean that the images are normalised with, in units of pixel / 255.
         std: Per-channel standard deviation, in the same units.
 
     Returns:

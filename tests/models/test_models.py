@@ -20,6 +20,7 @@ import keras  # noqa: E402 - only after TensorFlow is prepared
 SMALL = {
     "cnn": {"stages": [[8], [16]]},
     "resnet18": {},
+    "pretrained": {"image_size": 32},
     "fashion_mlp": {"hidden": [32, 16]},
     "vit_lite": {
         "depth": 2,
