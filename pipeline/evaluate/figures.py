@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_RUNS = 30  # runs in the legend of a comparison
-TITLE_LINE_INCHES = 0.15
-CHARACTERS_PER_INCH = 15
+LINE_SPACING = 1.35  # of titles, as a multiple of their size
+CHARACTER_WIDTH = 0.6  # of titles, as a multiple of their size
+POINTS_PER_INCH = 72
 
 
 def image_grid(
@@ -34,6 +35,7 @@ def image_grid(
     row_titles: Sequence[str] | None = None,
     size: float = 1.1,
     title_colours: Sequence[str] | None = None,
+    fontsize: float = 8,
 ) -> Figure:
     """Draw images in a grid, row by row.
 
@@ -44,12 +46,15 @@ def image_grid(
         row_titles: One text to the left of each row.
         size: Width of an image in inches.
         title_colours: One matplotlib colour for each of `titles`.
+        fontsize: Size of the titles in points.
     """
     images = device.to_numpy(images)
     columns = min(columns, max(5, len(images)))
     rows = max(1, -(-len(images) // columns))
-    wrapped = [_wrap_title(text, size) for text in titles or ()]
-    height = size * (images.shape[1] / images.shape[2] + 0.05) + TITLE_LINE_INCHES * max(map(len, wrapped), default=0)
+    characters = max(8, int(size * POINTS_PER_INCH / (CHARACTER_WIDTH * fontsize)))
+    wrapped = [_wrap_title(text, characters) for text in titles or ()]
+    line = LINE_SPACING * fontsize / POINTS_PER_INCH
+    height = size * (images.shape[1] / images.shape[2] + 0.05) + line * max(map(len, wrapped), default=0)
     figure = _figure(columns * size, rows * height)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -61,16 +66,15 @@ def image_grid(
         panel.imshow(shown, cmap="gray", vmin=0, vmax=top)
         if wrapped:
             colour = title_colours[index] if title_colours is not None else "black"
-            panel.set_title("\n".join(wrapped[index]), fontsize=8, color=colour)
+            panel.set_title("\n".join(wrapped[index]), fontsize=fontsize, color=colour)
         if row_titles is not None and index % columns == 0:
             text = str(row_titles[index // columns])
             panel.text(-0.1, 0.5, text, transform=panel.transAxes, fontsize=9, ha="right", va="center")
     return figure
 
 
-def _wrap_title(text: Any, width: float) -> list[str]:
-    """The lines of a title of 8 points above an image of `width` inches; text that does not fit ends in …"""
-    characters = max(8, int(width * CHARACTERS_PER_INCH))
+def _wrap_title(text: Any, characters: int) -> list[str]:
+    """The lines of a title, each with at most this number of characters; text that does not fit ends in …"""
     lines = (textwrap.wrap(line, characters, max_lines=2, placeholder="…") for line in str(text).splitlines())
     return list(itertools.chain.from_iterable(lines))
 
@@ -137,7 +141,7 @@ def evaluation_figures(
     return {
         "confusion_matrix": confusion_matrix_figure(labels, predictions, class_names),
         "calibration": calibration_figure(probabilities, labels),
-        "mistakes": image_grid(images[device.xp().asarray(indices)], titles),
+        "mistakes": image_grid(images[device.xp().asarray(indices)], titles, columns=4, size=1.8, fontsize=11),
     }
 
 

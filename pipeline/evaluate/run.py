@@ -14,18 +14,28 @@ from pipeline import runs
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.evaluate.figures import evaluation_figures, save_figure
-from pipeline.evaluate.metrics import classification_metrics, majority_baseline
+from pipeline.evaluate.metrics import classification_metrics, majority_baseline, most_confused_pairs
 
 FEW_TEST_IMAGES = 20  # in a class
+AUGMENTATIONS = ("none", "flip")  # at test time
 
 
-def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> numpy.ndarray:
+def check_augmentation(tta: str) -> str:
+    """Return the name of a test-time augmentation; raises `PipelineError` if it is unknown."""
+    if tta not in AUGMENTATIONS:
+        raise PipelineError(f"Expected tta={' or tta='.join(AUGMENTATIONS)}, got tta={tta!r}.")
+    return tta
+
+
+def predict_probabilities(model: Any, images: Any, batch_size: int = 512, tta: str = "none") -> numpy.ndarray:
     """Run a deployable model on images; a batch that does not fit into memory is halved.
 
     Args:
         model: From `Run.load_model`: uint8 [N, H, W, C] to probabilities [N, K].
         images: uint8 [N, H, W, C], CuPy or NumPy; at least one.
         batch_size: Images per call. The last batch is padded, so that TensorFlow traces one graph.
+        tta: Test-time augmentation: ``flip`` averages the probabilities of each image and its mirror image (Krizhevsky
+            et al., 2012), ``none`` predicts the image only.
 
     Returns:
         float32 [N, K] on the host.
@@ -33,6 +43,8 @@ def predict_probabilities(model: Any, images: Any, batch_size: int = 512) -> num
     Raises:
         PipelineError: A single image does not fit into memory.
     """
+    if tta == "flip":
+        return (predict_probabilities(model, images, batch_size) + predict_probabilities(model, images[:, :, ::-1])) / 2
     tf = device.tensorflow()
     batch_size = min(batch_size, len(images))
     while True:
@@ -58,13 +70,19 @@ def _predict_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:
     return numpy.concatenate(parts)
 
 
-def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, Any]:
+def prefix(split: str, tta: str) -> str:
+    """How the names of an evaluation's metrics and figures begin: ``test``, or ``test_flip`` with ``tta=flip``."""
+    return split if tta == "none" else f"{split}_{tta}"
+
+
+def evaluate_run(run: runs.Run, dataset: Any, split: str = "test", tta: str = "none") -> dict[str, Any]:
     """Evaluate a run on a split, update its `metrics.json` and write its figures.
 
     Args:
         run: The run.
         dataset: A `pipeline.data.dataset.Dataset` with the run's classes and image shape.
         split: ``train``, ``validation`` or ``test``, the prefix of the metrics' names (``test_accuracy``, …).
+        tta: As for `predict_probabilities`; with ``flip`` the prefix is ``test_flip`` instead of ``test``.
 
     Returns:
         The metrics that were added to `metrics.json`.
@@ -77,12 +95,12 @@ def evaluate_run(run: runs.Run, dataset: Any, split: str = "test") -> dict[str, 
     labels = device.to_numpy(part.labels)
     if len(labels) == 0:
         raise PipelineError(f"The {split} split of {dataset.name} contains no images; evaluate another split.")
-    probabilities = predict_probabilities(run.load_model(), part.images)
+    probabilities, start = predict_probabilities(run.load_model(), part.images, tta=tta), prefix(split, tta)
     metrics = classification_metrics(probabilities, labels, class_names)
     metrics["baseline"] = majority_baseline(device.to_numpy(dataset.train.labels), labels)
-    measured = {f"{split}_{key}": value for key, value in metrics.items()}
+    measured = {f"{start}_{key}": value for key, value in metrics.items()}
     for name, figure in evaluation_figures(probabilities, labels, part.images, class_names).items():
-        save_figure(run.path / "evaluation" / f"{split}_{name}.png", figure)
+        save_figure(run.path / "evaluation" / f"{start}_{name}.png", figure)
     files.write_json(run.path / "metrics.json", {**run.metrics, **measured})
     return measured
 
@@ -93,7 +111,7 @@ def summary_lines(metrics: dict[str, Any], split: str = "test") -> list[str]:
     Args:
         metrics: The content of a run's `metrics.json`, or the result of `evaluate_run`. Runs of older versions have
             neither an interval nor a baseline; their summary contains only the accuracy.
-        split: The split that was evaluated.
+        split: The split that was evaluated, or another prefix of the metrics such as ``test_flip``.
 
     Returns:
         The lines to print: the accuracy with its 95 % confidence interval and the baseline; balanced accuracy and F1;
@@ -127,10 +145,16 @@ def summary_lines(metrics: dict[str, Any], split: str = "test") -> list[str]:
 
 
 def print_report(measured: dict[str, Any], split: str) -> None:
-    """Print the result of `evaluate_run`: a table of the classes and the summary."""
+    """Print the result of `evaluate_run`: tables of the classes and of the most confused pairs, and the summary."""
     import pandas
 
-    frame = pandas.DataFrame.from_dict(measured[f"{split}_per_class"], orient="index")
-    print(frame.to_string(float_format="{:.3f}".format))
-    print(f"loss {measured[f'{split}_loss']:.4f}, calibration error {measured[f'{split}_calibration_error']:.3f}")
+    per_class = measured[f"{split}_per_class"]
+    names = list(per_class)
+    print(pandas.DataFrame.from_dict(per_class, orient="index").to_string(float_format="{:.3f}".format))
+    pairs = most_confused_pairs(measured[f"{split}_confusion_matrix"])
+    if pairs:
+        rows = [(names[true], names[predicted], count) for true, predicted, count in pairs]
+        table = pandas.DataFrame(rows, columns=["true class", "predicted", "images"])
+        print(f"\nmost confused pairs:\n{table.to_string(index=False)}")
+    print(f"\nloss {measured[f'{split}_loss']:.4f}, calibration error {measured[f'{split}_calibration_error']:.3f}")
     print("\n".join(summary_lines(measured, split)))
