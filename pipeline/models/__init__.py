@@ -79,6 +79,50 @@ def normalisation(
     return None if function is None else function(options, channels)
 
 
+def init_from(network: Any, other: Any, *, head: bool = True) -> list[str]:
+    """Copy the weights of another network into the layers with the same name and shapes.
+
+    Args:
+        network: From `build`; changed in place.
+        other: The network of another run, such as ``run.load_model().get_layer("network")``.
+        head: Copy the last layer too, if its shapes match. False: the classes are others.
+
+    Returns:
+        Names of the layers with weights that were not copied.
+
+    Raises:
+        PipelineError: No layer but the last one has a counterpart in `other`.
+    """
+    targets, sources = _layers(network), _layers(other)
+    if not head:
+        sources.pop(network.layers[-1].name, None)
+    new = []
+    for name, layer in targets.items():
+        weights = sources[name].get_weights() if name in sources else []
+        if [array.shape for array in weights] == [tuple(variable.shape) for variable in layer.weights]:
+            layer.set_weights(weights)
+        else:
+            new.append(name)
+    if not set(targets) - {network.layers[-1].name, *new}:
+        raise PipelineError(
+            "init=… needs a run with the same model and layer sizes; no layer of the two networks matches."
+        )
+    return new
+
+
+def _layers(network: Any) -> dict[str, Any]:
+    """The layers with weights by name; those of a nested model have its name as prefix."""
+    import keras
+
+    layers = {}
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            layers.update({f"{layer.name}/{name}": inner for name, inner in _layers(layer).items()})
+        elif layer.weights:
+            layers[layer.name] = layer
+    return layers
+
+
 def deployable(network: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """Build the graph that is saved, exported and served: normalisation, network, softmax.
 

@@ -150,7 +150,7 @@ def _keras_application(backbone: str, size: int, weights: str | None) -> Any:
         raise PipelineError(f"Expected model.weights to be imagenet, null or a file, got {weights!r}.")
     local = weights if weights in (None, "imagenet") else str(Path(weights).expanduser())
     try:
-        return _applications()[backbone](include_top=False, weights=local, input_shape=(size, size, 3), name="backbone")
+        network = _applications()[backbone](include_top=False, weights=local, input_shape=(size, size, 3))
     except Exception as error:  # Keras raises Exception for failed downloads, and many types for files and sizes
         bundled = ", ".join(efficientnet_lite.VARIANTS)
         if weights == "imagenet" and "URL fetch failure" in str(error):
@@ -162,6 +162,8 @@ def _keras_application(backbone: str, size: int, weights: str | None) -> Any:
             f"Keras cannot build {backbone} with model.image_size={size} and model.weights={weights!r} "
             f"({first_line(error)})."
         ) from error
+    network.name = "backbone"  # the argument name selects the architecture of EfficientNetV2
+    return network
 
 
 def _set_trainable(inner: Any, backbone: str, trainable: str | int, *, pretrained: bool) -> None:
@@ -176,7 +178,8 @@ def _set_trainable(inner: Any, backbone: str, trainable: str | int, *, pretraine
         blocks = list(dict.fromkeys(match[1] for match in matches if match))
         if trainable > len(blocks):
             raise PipelineError(
-                f"Expected model.trainable to be at most {len(blocks)}, the blocks of {backbone}, got {trainable}."
+                f"Expected model.trainable to be head, all or at most {len(blocks)}, the number of named blocks of "
+                f"{backbone}, got {trainable}."
             )
         chosen = blocks[-trainable:]
         first = next(index for index, match in enumerate(matches) if match and match[1] in chosen)

@@ -214,6 +214,33 @@ def test_an_error_inside_a_network_is_not_a_wrong_option(monkeypatch):
         models.build("cnn", (16, 16, 3), 5, width="2")
 
 
+# init_from
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_init_from_copies_all_layers_but_a_head_with_other_classes(name):
+    other = models.build(name, (16, 16, 3), 5, **SMALL[name])
+    same = models.build(name, (16, 16, 3), 5, **SMALL[name])
+    images = random_images(2, (16, 16, 3))
+    assert models.init_from(same, other) == []
+    assert np.array_equal(same(images), other(images))
+    fewer = models.build(name, (16, 16, 3), 3, **SMALL[name])
+    (head,) = models.init_from(fewer, other)
+    assert head == fewer.layers[-1].name
+    renamed = models.build(name, (16, 16, 3), 5, **SMALL[name])
+    before = renamed.layers[-1].get_weights()
+    assert models.init_from(renamed, other, head=False) == [head]
+    assert all(np.array_equal(*pair) for pair in zip(before, renamed.layers[-1].get_weights(), strict=True))
+    features = [keras.Model(network.input, network.layers[-2].output)(images) for network in (other, renamed)]
+    assert np.array_equal(*features)
+
+
+def test_init_from_rejects_another_network():
+    cnn_network, mlp = (models.build(name, (16, 16, 3), 5, **SMALL[name]) for name in ("cnn", "fashion_mlp"))
+    with pytest.raises(PipelineError, match="init"):
+        models.init_from(cnn_network, mlp)
+
+
 # resnet18
 
 

@@ -46,6 +46,27 @@ def test_grey_images_get_three_equal_channels():
     assert np.allclose(grey(images), colour(images.repeat(3, axis=-1)), atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_xla_compiles_a_step(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = models.build("pretrained", (16, 24, 3), 3, image_size=32)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+    @tf.function(jit_compile=True)
+    def step(images):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(network(images, training=True) ** 2)
+        return loss, tape.gradient(loss, network.trainable_variables)
+
+    images = np.random.default_rng(0).normal(size=(4, 16, 24, 3)).astype(np.float32)
+    loss, gradients = step(tf.constant(images))
+    assert loss.dtype == tf.float32
+    assert all(np.isfinite(gradient.numpy()).all() for gradient in gradients)
+
+
 def test_normalisation_is_that_of_the_imagenet_training():
     assert models.normalisation("cnn", {}) is None
     assert models.normalisation("pretrained", {}) == ((127 / 255,) * 3, (128 / 255,) * 3)
@@ -134,6 +155,12 @@ def test_the_preprocessing_of_keras_applications_is_inside_the_network(backbone,
     assert np.allclose(deployable(pixels), expected, atol=1e-4)
     deployable.save(tmp_path / "model.keras")
     assert np.allclose(models.load(tmp_path / "model.keras")(pixels), expected, atol=1e-4)
+
+
+def test_every_network_can_be_the_backbone():
+    """EfficientNetV2 of Keras selects its architecture by the name of the model."""
+    network = models.build("pretrained", (32, 32, 3), 4, backbone="EfficientNetV2B0", weights=None, image_size=32)
+    assert network.get_layer("backbone").output_shape == (None, 1, 1, 1280)
 
 
 def test_without_network_the_message_names_the_bundled_backbones(monkeypatch):
