@@ -18,6 +18,7 @@ from pipeline import runs
 from pipeline.core import cli
 from pipeline.core.errors import PipelineError
 from pipeline.data.images import OTHER_SUFFIXES, SUFFIXES, ImageError
+from pipeline.evaluate.run import AUGMENTATIONS
 
 
 def command(
@@ -51,12 +52,18 @@ def command(
         "--artifact", help=f"name in the run's export folder, or a path (default: the first of {', '.join(names)})"
     )
     parser.add_argument("--top", type=cli.positive, default=3, help="number of classes to show (default: %(default)s)")
+    parser.add_argument(
+        "--tta",
+        default="none",
+        choices=AUGMENTATIONS,
+        help="flip: average the probabilities of each image and its mirror image (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of one line for each image")
     arguments = parser.parse_args()
     require()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-        predictor = Predictor.load(_artifact(arguments.run, arguments.artifact, names, make))
+        predictor = Predictor.load(_artifact(arguments.run, arguments.artifact, names, make), arguments.tta)
     rows = classify(predictor, arguments.images, arguments.top)
     for row in rows:
         if "error" in row:

@@ -23,6 +23,7 @@ from pipeline import runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.data.images import decode_image, resize_and_center_crop
+from pipeline.evaluate.run import check_augmentation
 
 MAX_BATCH = 1024
 MAX_BATCH_PIXELS = 1 << 22
@@ -75,29 +76,34 @@ class Predictor:
         class_names: K names, in the order of the probabilities.
         input_shape: (H, W, C) of the model's input; `predict` resizes images of other sizes.
         max_batch: The largest batch that is sent to the model; more images are sent in several batches.
+        tta: Test-time augmentation, "none" or "flip".
     """
 
-    def __init__(self, path: Path, kind: str, graph: _Graph, class_names: list[str]):
+    def __init__(self, path: Path, kind: str, graph: _Graph, class_names: list[str], tta: str = "none"):
         self.path = path
         self.kind = kind
         self.class_names = class_names
+        self.tta = tta
         self.input_shape = graph.input_shape
         self.max_batch = min(graph.limit, max_batch(graph.input_shape))
         self._graph = graph
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None) -> Predictor:
+    def load(cls, path: str | os.PathLike[str] | None = None, tta: str = "none") -> Predictor:
         """Load a model; the path determines the format.
 
         Args:
             path: A run's folder or name (its Keras model; ``runs/latest`` by default), a `.keras` or `.tflite` file, a
                 SavedModel folder or a TF-TRT folder. Class names are read from the exported file or from the run that
                 contains it. If there are none, the classes are called "class 0", "class 1", … and a warning is issued.
+            tta: Test-time augmentation: ``flip`` averages the probabilities of each image and its mirror image, which
+                doubles the time.
 
         Raises:
-            PipelineError: The path does not exist, the model is damaged or does not take uint8 images, or it needs a
-                GPU or TensorRT and this machine has none.
+            PipelineError: `tta` is unknown, the path does not exist, the model is damaged or does not take uint8
+                images, or it needs a GPU or TensorRT and this machine has none.
         """
+        check_augmentation(tta)
         kind, path = _identify(path)
         graph = LOADERS[kind](path)
         if graph.dtype != np.uint8 or len(graph.input_shape) != 3 or None in graph.input_shape:
@@ -114,7 +120,7 @@ class Predictor:
                 f"{path} has {graph.num_classes} outputs but {len(class_names)} class names; move it back to "
                 "the folder of its run."
             )
-        return cls(path, kind, graph, class_names)
+        return cls(path, kind, graph, class_names, tta)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Classify images, in the order given.
@@ -154,8 +160,14 @@ class Predictor:
                 f"{tuple(images.shape)}; predict() resizes images."
             )
         starts = range(0, len(images), self.max_batch)
-        answers = [self._graph.forward(images[start : start + self.max_batch]) for start in starts]
+        answers = [self._forward(images[start : start + self.max_batch]) for start in starts]
         return np.concatenate(answers) if answers else np.empty((0, self._graph.num_classes), np.float32)
+
+    def _forward(self, images: Any) -> np.ndarray:
+        if self.tta == "none":
+            return self._graph.forward(images)
+        mirrored = device.xp().ascontiguousarray(images[:, :, ::-1])
+        return (self._graph.forward(images) + self._graph.forward(mirrored)) / 2
 
     def read(self, image: Any) -> np.ndarray:
         """Read and resize one image, in any form that `predict` accepts; returns uint8 [H, W, C] (NumPy, on the host).

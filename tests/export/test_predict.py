@@ -143,6 +143,18 @@ def test_top_classes_in_order(predictor, digit_images):
     assert predictor.top(prediction, 99) == expected
 
 
+@pytest.mark.parametrize("artifact", ARTIFACTS)
+def test_flip_averages_an_image_and_its_mirror_image(exported_run, digit_images, artifact):
+    images = digit_images[0][:20]
+    plain, flip = (Predictor.load(exported_run.path / artifact, tta=tta) for tta in ("none", "flip"))
+    mirrored = np.ascontiguousarray(images[:, :, ::-1])
+    expected = (plain.probabilities(images) + plain.probabilities(mirrored)) / 2
+    np.testing.assert_allclose(flip.probabilities(images), expected, atol=1e-5)
+    assert np.abs(expected - plain.probabilities(images)).max() > 0.01
+    with pytest.raises(PipelineError, match="rotate"):
+        Predictor.load(exported_run.path / artifact, tta="rotate")
+
+
 def test_threads_share_one_interpreter(predictor, digit_images):
     images = digit_images[0][:60]
     expected = predictor.probabilities(images)
