@@ -90,6 +90,7 @@ class OptimizerSettings(_Model):
 
     name: str
     learning_rate: PositiveFloat
+    backbone_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
     global_clipnorm: PositiveFloat | None = None
     nesterov: bool = False
 
@@ -125,6 +126,9 @@ class Settings(_Model):
     warmup: Fraction
     learning_rate_scaling: Literal["auto", "none", "linear", "sqrt"] = "none"  # older runs do not contain it
     label_smoothing: Fraction
+    class_weights: Literal["none", "balanced"] = "none"
+    plan: Literal["auto", "only", "none"] = "none"
+    init: PathText = None
     early_stopping: PositiveInt | None
     tracker: Literal["none", "wandb", None]
     cluster: Literal["none", "slurm", "environment"]

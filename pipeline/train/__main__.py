@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core import cli, config, device
 from pipeline.core.errors import PipelineError
+from pipeline.train import plan
 
 if TYPE_CHECKING:
     from pipeline.core.settings import Settings
@@ -40,7 +41,8 @@ All settings are in pipeline/conf; --cfg job prints them with their values."""
 EXAMPLES = """\
 examples:
   python -m pipeline.train dataset=cifar10 data_dir=data model=resnet18 epochs=20 name=first
-  python -m pipeline.train dataset=image_folder data_dir=my_photos dataset.image_size=64 augment=strong
+  python -m pipeline.train my_photos                 # a folder with a subfolder of images for each class
+  python -m pipeline.train my_photos plan=only       # print the settings that it would use
   python -m pipeline.train --multirun model=cnn,resnet18 seed=1,2 name=sweep"""
 
 OF_A_RESUMED_RUN = ("resume", "data_dir", "cluster", "communication", "xla")
@@ -48,6 +50,7 @@ OF_A_RESUMED_RUN = ("resume", "data_dir", "cluster", "communication", "xla")
 
 def work(settings: Settings, overrides: list[str]) -> None:
     """Train one run, and print its result and the next commands."""
+    from pipeline.evaluate.run import summary_lines
     from pipeline.train.run_folder import LOGS
     from pipeline.train.train import train
 
@@ -59,11 +62,14 @@ def work(settings: Settings, overrides: list[str]) -> None:
     if run is None:  # only the first training process returns the run
         return
     metrics, folder = run.metrics, os.path.relpath(run.path)
+    print(*summary_lines(metrics), sep="\n")
     print(
-        f"test accuracy {metrics['test_accuracy']:.2%}, {metrics['images_per_second']:,.0f} images/s, "
-        f"{metrics['train_seconds']:.1f} s of training; the run is in {folder}"
+        f"{metrics['images_per_second']:,.0f} images/s, {metrics['train_seconds']:.1f} s of training; "
+        f"the run is in {folder}"
     )
-    print(f"next:\n  python -m export.tflite --run {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
+    print(f"next:\n  python -m pipeline.evaluate {shlex.quote(folder)}\n  tensorboard --logdir {LOGS}")
+    if metrics["test_interval"][0] > metrics["test_baseline"]:
+        print(f"  python -m export.tflite --run {shlex.quote(folder)}")
 
 
 def multirun(overrides: list[str]) -> int:
@@ -79,6 +85,7 @@ def multirun(overrides: list[str]) -> int:
     for job, given in config.sweep([override for override in overrides if not override.startswith("name=")]).items():
         print(f"--- {job}")
         try:
+            given, _ = plan.complete(given)
             work(config.compose(given).model_copy(update={"name": f"{name}/{job}"}), given)
         except PipelineError as error:
             if error.exit_code == 130:
@@ -94,6 +101,30 @@ def multirun(overrides: list[str]) -> int:
     return 1 if failed else 0
 
 
+def read_overrides(words: list[str], unknown: list[str]) -> list[str]:
+    """Check the words of the command line, and replace a folder of images at the beginning by its settings.
+
+    Args:
+        words: Arguments without a leading ``-``.
+        unknown: Options that the command does not have.
+
+    Raises:
+        PipelineError: An argument is not a setting; the message says how to write it.
+    """
+    if unknown:
+        name, _, value = unknown[0].lstrip("-").partition("=")
+        following = value or next((word for word in words if "=" not in word), "VALUE")
+        raise PipelineError(f"There is no option {unknown[0]}; write {name.replace('-', '_')}={following}")
+    if words and "=" not in words[0] and Path(words[0]).is_dir():
+        words = ["dataset=image_folder", f"data_dir={words[0]}", *words[1:]]
+    for index, word in enumerate(words):
+        if "=" not in word and not word.startswith("~"):
+            before = words[index - 1] if index else ""
+            advice = f"quote a value with spaces: {shlex.quote(f'{before} {word}')}" if before else "see --help"
+            raise PipelineError(f"Expected SETTING=VALUE, got {word!r}; {advice}")
+    return words
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.train",
@@ -105,16 +136,20 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="a setting that replaces the default")
     parser.add_argument("-m", "--multirun", action="store_true", help="train each combination, as in seed=1,2")
     parser.add_argument("--cfg", choices=["job"], help="print all settings instead of training")
-    arguments = parser.parse_intermixed_args()
+    arguments, unknown = parser.parse_known_intermixed_args()
+    arguments.overrides = read_overrides(arguments.overrides, unknown)
     if arguments.multirun:
         return multirun(arguments.overrides)
-    settings = config.compose(arguments.overrides)
+    overrides, lines = plan.complete(arguments.overrides)
+    settings = config.compose(overrides)
     if arguments.cfg:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(settings.plain()), end="")
-    else:
-        work(settings, arguments.overrides)
+        return 0
+    print(*lines, sep="\n", end="\n" if lines else "")
+    if settings.plan != "only":
+        work(settings, overrides)
     return 0
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -32,6 +32,7 @@ SHARD_FRACTION_OF_FREE_MEMORY = 0.25
 CPU_STEPS_PER_SHARD = 16  # so that the progress bar moves and Ctrl-C takes effect
 EVALUATION_BATCH_FACTOR = 4  # evaluation needs less memory per image, because it stores no layer outputs
 FAST_EVALUATION_BATCH = 256
+FEATURES_BATCH = 32
 
 
 class Loop:
@@ -46,6 +47,8 @@ class Loop:
         batch_size: Images per step, over all processes; a split smaller than that is one batch.
         seed: Seed of the permutation and the augmentation.
         label_smoothing: Fraction of the target spread over all classes (Szegedy et al., 2016).
+        class_weights: Weight of each class in the loss (mean over the images: 1), or None for equal weights.
+        backbone_factor: Variables of the layer ``backbone`` move by this fraction of the optimizer's step.
         precision: Name of the dtype policy; images are float16 for the mixed policies, otherwise float32.
         xla: What XLA compiles: True (the whole graph), "clusters" (all but custom operations) or False (nothing).
         workers: The processes that train together; each takes an equal part of every batch.
@@ -62,6 +65,8 @@ class Loop:
         batch_size: int = 128,
         seed: int = 0,
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        backbone_factor: float = 1.0,
         precision: str = "float32",
         xla: bool | str = False,
         workers: Cluster = SINGLE,
@@ -80,7 +85,9 @@ class Loop:
         self._shard_steps: dict[tuple[int, int], int] = {}
         if optimizer is not None:
             self._scaler = GradientScaler(optimizer, precision)
-            self._train_steps = _training_graph(network, optimizer, self._scaler, label_smoothing, xla is True, workers)
+            self._train_steps = _training_graph(
+                network, optimizer, self._scaler, label_smoothing, class_weights, backbone_factor, xla is True, workers
+            )
         self._evaluate_steps = _evaluation_graph(network, label_smoothing, xla is True)
 
     def train_epoch(
@@ -190,6 +197,27 @@ class Loop:
         losses, predicted, ranks = (numpy.concatenate(figures)[:count] for figures in zip(*shards, strict=True))
         return losses, predicted, predicted == device.to_numpy(split.labels)[order], ranks < 5
 
+    def features(self, split: Any) -> numpy.ndarray:
+        """The outputs of the layer ``features`` for a split without augmentation, float32 [N, D], on the host."""
+        tf = device.tensorflow()
+        import keras
+
+        layer = self.network.get_layer("features")
+        extractor = keras.Model(self.network.inputs, layer.output)
+
+        @tf.function(jit_compile=self.xla is True)
+        def extract(images: Any) -> Any:
+            return tf.cast(extractor(images, training=False), tf.float32)
+
+        count = len(split.labels)
+        batch = min(max(self.batch_size, FEATURES_BATCH), count)
+        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)
+        padded[:count] = numpy.arange(count)
+        parts = []
+        for images, _ in self._shards(split, padded, batch, self.normalise_only, 0):
+            parts += [device.to_numpy(self._guarded(extract, images[step])) for step in range(images.shape[0])]
+        return numpy.concatenate(parts)[:count]
+
     @property
     def variables(self) -> list[Any]:
         """What a checkpoint contains: the variables of the network, of the optimizer and of the loss scale."""
@@ -285,7 +313,14 @@ def cross_entropy(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> 
 
 
 def _training_graph(
-    network: Any, optimizer: Any, scaler: GradientScaler, label_smoothing: float, xla: bool, workers: Cluster
+    network: Any,
+    optimizer: Any,
+    scaler: GradientScaler,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+    backbone_factor: float,
+    xla: bool,
+    workers: Cluster,
 ) -> Callable:
     """A graph that does one optimisation step for each batch of images [S, B, H, W, C] and labels [S, B].
 
@@ -296,6 +331,7 @@ def _training_graph(
     variables = network.trainable_variables
     optimizer.build(variables)
     moving = _floats(network.non_trainable_variables)
+    slow = network.get_layer("backbone").trainable_variables if backbone_factor != 1.0 else []
 
     @tf.function(jit_compile=xla)
     def train_steps(images: Any, labels: Any) -> Any:
@@ -304,14 +340,20 @@ def _training_graph(
             moving_before = [tf.identity(variable.value) for variable in moving] if scaler.variables else []
             with tf.GradientTape() as tape:
                 logits = network(images[step], training=True)
-                loss = tf.reduce_mean(cross_entropy(tf, logits, labels[step], label_smoothing))
-                penalised = loss + tf.add_n(network.losses) if network.losses else loss
+                losses = cross_entropy(tf, logits, labels[step], label_smoothing)
+                loss = weighted = tf.reduce_mean(losses)
+                if class_weights is not None:
+                    weighted = tf.reduce_mean(losses * tf.gather(tf.constant(class_weights, tf.float32), labels[step]))
+                penalised = weighted + tf.add_n(network.losses) if network.losses else weighted
                 scaled = scaler.scaled(penalised)
             gradients = tape.gradient(scaled, variables)
             if workers.count > 1:
                 sums = workers.total(gradients, Key.GRADIENTS, xla=xla)
                 gradients = [sum_ / workers.count for sum_ in sums]
+            slow_before = [tf.identity(variable.value) for variable in slow]
             scaler.apply(optimizer, gradients, variables, moving, moving_before)
+            for variable, before in zip(slow, slow_before, strict=True):
+                variable.assign(before + backbone_factor * (variable.value - before))
             hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels[step])
             total += loss * tf.cast(tf.shape(labels)[1], tf.float32)
             correct += tf.reduce_sum(tf.cast(hits, tf.float32))

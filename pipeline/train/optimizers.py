@@ -31,7 +31,9 @@ def build(settings: OptimizerSettings, *, schedule: str, warmup: float, total_st
     device.tensorflow()
     import keras
 
-    options = settings.model_dump(exclude={"name", "learning_rate"}, exclude_unset=True, exclude_none=True)
+    options = settings.model_dump(
+        exclude={"name", "learning_rate", "backbone_factor"}, exclude_unset=True, exclude_none=True
+    )
     name, rate = settings.name, settings.learning_rate
     known = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
     if name not in known:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import augment, models
+import numpy
+
+from pipeline import augment, models, runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import ModelSettings, Settings
@@ -111,20 +113,41 @@ def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SING
             warmup=settings.warmup,
             total_steps=settings.epochs * (images // min(settings.batch_size, images)),
         )
+    if settings.optimizer.backbone_factor != 1.0 and model.name != "pretrained":
+        raise PipelineError(f"optimizer.backbone_factor needs model=pretrained, got model={model.name}.")
+    if settings.init is not None:
+        models.init_from(network, runs.find(settings.init).load_model().get_layer("network"))
     network.compile(optimizer=optimizer, auto_scale_loss=False)  # Keras callbacks look for model.optimizer
+    mean, std = models.normalisation(model.name, model.options) or (dataset.mean, dataset.std)
     return Loop(
         network,
         optimizer,
         augment.load_policy(settings.augment),
-        dataset.mean,
-        dataset.std,
+        mean,
+        std,
         batch_size=settings.batch_size,
         seed=settings.seed,
         label_smoothing=settings.label_smoothing,
+        class_weights=balanced(dataset) if settings.class_weights == "balanced" else None,
+        backbone_factor=settings.optimizer.backbone_factor,
         precision=settings.precision,
         xla=settings.xla,
         workers=workers,
     )
+
+
+def has_new_head(settings: Settings) -> bool:
+    """Whether the network starts with pretrained features and a last layer that knows nothing."""
+    pretrained = settings.model.name == "pretrained" and settings.model.options.get("weights", "imagenet") is not None
+    return pretrained and settings.init is None
+
+
+def balanced(dataset: Any) -> list[float]:
+    """Class weights inversely proportional to the numbers of training images; their mean over the images is 1."""
+    labels = device.to_numpy(dataset.train.labels)
+    counts = numpy.bincount(labels, minlength=dataset.num_classes)
+    present = numpy.count_nonzero(counts)
+    return [float(len(labels) / (present * count)) if count else 0.0 for count in counts]
 
 
 def build_deployable(loop: Loop, settings: Settings, dataset: Any) -> Any:
@@ -139,7 +162,7 @@ def build_deployable(loop: Loop, settings: Settings, dataset: Any) -> Any:
     with precision_policy("float32"):
         network = models.build(model.name, dataset.image_shape, dataset.num_classes, **model.options)
         network.set_weights(loop.network.get_weights())
-        return models.deployable(network, dataset.mean, dataset.std)
+        return models.deployable(network, loop.mean, loop.std)
 
 
 def seed_everything(seed: int) -> None:

@@ -20,6 +20,7 @@ from pipeline.evaluate.metrics import TOP5_ABOVE_CLASSES
 from pipeline.evaluate.run import evaluate_run
 from pipeline.train import checkpoints, cluster, run_folder, setup
 from pipeline.train.callbacks import ProgressBar, callback_list, default_callbacks, early_stopping, end_failed, replay
+from pipeline.train.head import fit_head
 from pipeline.train.loop import Loop
 
 FEW_VALIDATION_IMAGES = 100
@@ -105,6 +106,8 @@ def fit(
     network, workers, epochs = loop.network, loop.workers, settings.epochs
     progress = checkpoints.resume(folder / "checkpoints", loop.variables)
     workers.assert_same_config(run_folder.config_fingerprint(settings, dataset, progress))
+    if progress.epoch == 0 and workers.is_chief and setup.has_new_head(settings):
+        fit_head(loop, dataset.train, balanced=settings.class_weights == "balanced")
     loop.sync_initial_state()
     stopper = early_stopping(settings.early_stopping)
     watchers = [*stopper, *callbacks, *(default_callbacks(loop, settings, dataset, folder) if workers.is_chief else [])]
