@@ -25,12 +25,13 @@ import numpy as np
 from pipeline.core import device, files
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import DatasetSettings
-from pipeline.data import cache, statistics
+from pipeline.data import cache, near_duplicates, statistics
 from pipeline.data.dataset import Dataset, Rejected, Split
 from pipeline.data.images import decoder_version
 from pipeline.data.source import Source, check_contents, decode
 
 _SOURCES = ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder")
+_OWN_DATA = ("parquet", "image_folder")  # whose splits the user can change
 _TEST_SEED = 0  # fixed, so that no run trains on another run's test images
 _log = logging.getLogger(__name__)
 _warn_once = functools.cache(_log.warning)
@@ -138,6 +139,8 @@ def load_from_settings(settings: DatasetSettings, **replaced: Any) -> Dataset:
             exit_code=1,
         )
     mean, std = statistics.channel_statistics(splits["train"].images)
+    if settings.name in _OWN_DATA:
+        _report_near_duplicates(splits, source.location)
     parts = (splits["train"], splits["validation"], splits["test"])
     return Dataset(settings.name, class_names, *parts, mean, std, header.content, header.rejected)
 
@@ -198,3 +201,18 @@ def _report_rejected(header: cache.Header, source: Source, limit: float, full_li
             exit_code=1,
         )
     _warn_once(f"{found} and were left out: {listed}")
+
+
+def _report_near_duplicates(splits: dict[str, Split], location: str) -> None:
+    """Log the number of validation and test images that show the same scene as a training image."""
+    train = splits["train"]
+    for name in ("validation", "test"):
+        split = splits[name]
+        found, partners = near_duplicates.find(split.images, train.images)
+        if len(found):
+            first, partner = split.sources.iloc[int(found[0])], train.sources.iloc[int(partners[0])]
+            _warn_once(
+                f"{len(found)} of {len(split)} {name} images of {location} are nearly equal to a training image, such "
+                f"as {first} to {partner}, so the {name} accuracy will be too high; put all images of a scene into "
+                "the same split (folders train, validation and test)."
+            )
