@@ -116,7 +116,9 @@ def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SING
     if settings.optimizer.backbone_factor != 1.0 and model.name != "pretrained":
         raise PipelineError(f"optimizer.backbone_factor needs model=pretrained, got model={model.name}.")
     if settings.init is not None:
-        models.init_from(network, runs.find(settings.init).load_model().get_layer("network"))
+        source = runs.find(settings.init)
+        same = source.card.class_names == dataset.class_names
+        models.init_from(network, source.load_model().get_layer("network"), head=same)
     network.compile(optimizer=optimizer, auto_scale_loss=False)  # Keras callbacks look for model.optimizer
     mean, std = models.normalisation(model.name, model.options) or (dataset.mean, dataset.std)
     return Loop(
@@ -136,10 +138,13 @@ def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SING
     )
 
 
-def has_new_head(settings: Settings) -> bool:
-    """Whether the network starts with pretrained features and a last layer that knows nothing."""
-    pretrained = settings.model.name == "pretrained" and settings.model.options.get("weights", "imagenet") is not None
-    return pretrained and settings.init is None
+def has_new_head(settings: Settings, dataset: Any) -> bool:
+    """Whether the network starts with pretrained features and an untrained last layer."""
+    if settings.model.name != "pretrained":
+        return False
+    if settings.init is None:
+        return settings.model.options.get("weights", "imagenet") is not None
+    return runs.find(settings.init).card.class_names != dataset.class_names
 
 
 def balanced(dataset: Any) -> list[float]:

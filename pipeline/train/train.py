@@ -106,7 +106,7 @@ def fit(
     network, workers, epochs = loop.network, loop.workers, settings.epochs
     progress = checkpoints.resume(folder / "checkpoints", loop.variables)
     workers.assert_same_config(run_folder.config_fingerprint(settings, dataset, progress))
-    if progress.epoch == 0 and workers.is_chief and setup.has_new_head(settings):
+    if progress.epoch == 0 and workers.is_chief and setup.has_new_head(settings, dataset):
         fit_head(loop, dataset.train, balanced=settings.class_weights == "balanced")
     loop.sync_initial_state()
     stopper = early_stopping(settings.early_stopping)

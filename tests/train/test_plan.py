@@ -15,6 +15,7 @@ from pipeline.data.load import load_from_settings
 from pipeline.train import optimizers, plan, setup
 from pipeline.train.__main__ import read_overrides
 from pipeline.train.head import fit_head
+from pipeline.train.train import train
 from tests.shapes import draw_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -191,3 +192,25 @@ def test_the_head_is_a_logistic_regression_on_the_features(classes):
     kernel, bias = network.get_layer("head").get_weights()
     predictions = (features @ kernel + bias).argmax(1)
     assert (predictions == loop.evaluate(dataset.train)["predictions"]).all()
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = train(small("name=first", "epochs=3", "dataset.classes=['0','1','2']"))
+    same, other = (
+        setup.build_loop(settings, load_from_settings(settings.dataset)).network
+        for settings in (
+            small("init=runs/first", "dataset.classes=['0','1','2']"),
+            small("init=runs/first", "dataset.classes=['3','4','5']"),
+        )
+    )
+    weights = first.load_model().get_layer("network").get_weights()
+    for new, old in zip(same.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_array_equal(other.get_weights()[0], weights[0])
+    assert not np.array_equal(
+        other.layers[-1].get_weights()[0], first.load_model().get_layer("network").layers[-1].get_weights()[0]
+    )
+    settings = small("init=runs/missing")
+    with pytest.raises(PipelineError, match="missing"):
+        setup.build_loop(settings, load_from_settings(settings.dataset))
