@@ -32,7 +32,8 @@ common settings:
   experiment=NAME       a complete recipe from pipeline/conf/experiment
   epochs=10 batch_size=128 optimizer.learning_rate=0.1 seed=0
   name=NAME             name of the run (default: date, time, dataset and model)
-  resume=runs/NAME      continue an interrupted run with its settings
+  resume=runs/NAME      continue an interrupted run with its settings; epochs=20 extends a finished one
+  init=runs/NAME        start from the weights of another run
   precision=float32     or mixed_float16, mixed_bfloat16, auto
   early_stopping=5      stop after 5 epochs without a better validation accuracy
 
@@ -45,19 +46,21 @@ examples:
   python -m pipeline.train my_photos plan=only       # print the settings that it would use
   python -m pipeline.train --multirun model=cnn,resnet18 seed=1,2 name=sweep"""
 
-OF_A_RESUMED_RUN = ("resume", "data_dir", "cluster", "communication", "xla")
+OF_A_RESUMED_RUN = ("resume", "epochs", "data_dir", "cluster", "communication", "xla")
 
 
 def work(settings: Settings, overrides: list[str]) -> None:
     """Train one run, and print its result and the next commands."""
     from pipeline.evaluate.run import summary_lines
-    from pipeline.train.run_folder import LOGS
+    from pipeline.train.run_folder import LOGS, extend
     from pipeline.train.train import train
 
     os.environ.setdefault(device.NATIVE_LOG, str(LOGS / "tensorflow.log"))
     given = [override for override in overrides if override.partition("=")[0] not in OF_A_RESUMED_RUN]
     if settings.resume is not None and given:
         raise PipelineError(f"resume= uses the settings of the run; leave out {', '.join(given)}.")
+    if settings.resume is not None and any(override.startswith("epochs=") for override in overrides):
+        extend(settings.resume, settings.epochs)
     run = train(settings)
     if run is None:  # only the first training process returns the run
         return

@@ -35,14 +35,14 @@ def resume_settings(settings: Settings) -> Settings:
     """
     if settings.resume is None:
         return settings
-    folder = Path(settings.resume)
-    folder = folder if (folder / "config.yaml").is_file() else runs.RUNS / folder
-    if not (folder / "config.yaml").is_file():
-        raise PipelineError(f"There is no run to resume in {settings.resume!r} (config.yaml is missing).")
-    folder = folder.resolve()
+    folder = _resumed(settings.resume)
     run = runs.Run(folder)
-    if run.model_path.is_file() and "test_accuracy" in run.metrics:
-        raise PipelineError(f"The run {folder.name} is finished; start another run with name=….")
+    finished = run.model_path.is_file() and "test_accuracy" in run.metrics
+    if finished and run.config.epochs <= run.metrics["epochs"]:
+        raise PipelineError(
+            f"The run {folder.name} is finished; extend it with epochs={2 * run.config.epochs}, or start another run "
+            "with name=…."
+        )
     saved = run.config
     name = os.path.relpath(folder, runs.RUNS.resolve())
     update = {"resume": str(folder), "cluster": settings.cluster, "communication": settings.communication}
@@ -52,6 +52,39 @@ def resume_settings(settings: Settings) -> Settings:
     if settings.data_dir is not None:
         update["dataset"] = saved.dataset.model_copy(update={"data_dir": settings.data_dir})
     return saved.model_copy(update=update)
+
+
+def _resumed(name: str) -> Path:
+    folder = Path(name)
+    folder = folder if (folder / "config.yaml").is_file() else runs.RUNS / folder
+    if not (folder / "config.yaml").is_file():
+        raise PipelineError(f"There is no run to resume in {name!r} (config.yaml is missing).")
+    return folder.resolve()
+
+
+def extend(name: str, epochs: int) -> None:
+    """Change the number of epochs of a run that will be resumed; it may be finished.
+
+    The learning rate then follows the schedule of a training with `epochs` epochs, from the step at which the run is.
+    For a finished run it rises again: from the end of the shorter schedule to the middle of the longer one.
+
+    Args:
+        name: Folder or name of the run.
+        epochs: The new number of all its epochs.
+
+    Raises:
+        PipelineError: The run does not exist, is in use, or has more epochs already.
+    """
+    from omegaconf import OmegaConf
+
+    folder = _resumed(name)
+    config = OmegaConf.load(folder / "config.yaml")
+    if epochs < config.epochs:
+        raise PipelineError(f"The run {folder.name} has {config.epochs} epochs; set epochs to a larger number.")
+    if epochs > config.epochs:
+        with files.locked(folder, f"Another process is writing to {folder}; wait for it."):
+            config.epochs = epochs
+            files.write_bytes(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import runs
 from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
 from pipeline.data.load import load_from_settings
 from pipeline.train import optimizers, plan, setup
-from pipeline.train.__main__ import read_overrides
+from pipeline.train.__main__ import read_overrides, work
 from pipeline.train.head import fit_head
 from pipeline.train.train import train
 from tests.shapes import draw_shapes
@@ -214,3 +215,22 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path, monkeypatch):
     settings = small("init=runs/missing")
     with pytest.raises(PipelineError, match="missing"):
         setup.build_loop(settings, load_from_settings(settings.dataset))
+
+
+def test_a_finished_run_is_extended(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(small("name=run", "epochs=2"))
+    before = runs.find("run").metrics
+    with pytest.raises(PipelineError, match="epochs=4"):
+        work(config.compose(["resume=run"]), ["resume=run"])
+    with pytest.raises(PipelineError, match="larger"):
+        work(config.compose(["resume=run", "epochs=1"]), ["resume=run", "epochs=1"])
+    work(config.compose(["resume=run", "epochs=5"]), ["resume=run", "epochs=5"])
+    run = runs.find("run")
+    assert run.config.epochs == 5 and len(run.metrics["history"]) == 5
+    assert run.metrics["history"][:2] == before["history"]
+    rates = [epoch["learning_rate"] for epoch in run.metrics["history"]]
+    assert rates[1] < rates[2] > rates[3] > rates[4]  # it rises to the rate of the longer schedule
+    long = train(small("name=long", "epochs=5"))
+    assert rates[2:] == pytest.approx([epoch["learning_rate"] for epoch in long.metrics["history"][2:]])
+    assert "95 % confidence interval" in capsys.readouterr().out
