@@ -3,7 +3,8 @@
     policy = augment.load_policy("standard")
     images = augment.apply(dataset.train.images, policy, dataset.mean, dataset.std, seed=0, epoch=3)
 
-`pixel` contains the arithmetic, `kernels` (CPU) and `cuda_kernel` (GPU) the loops, and `policy` the settings.
+`operations` contains the settings and the arithmetic of each operation, `kernels` (CPU) and `cuda_kernel` (GPU) the
+loops, `policy` the policies and `batch` the operations that mix images.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.augment.policy import OPERATIONS, Policy, load_policy, names
+from pipeline.augment.batch import cutmix, mix, mixup
+from pipeline.augment.operations import OPERATIONS
+from pipeline.augment.policy import Policy, load_policy, names
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 
-__all__ = ["OPERATIONS", "Policy", "apply", "load_policy", "names"]
+__all__ = ["OPERATIONS", "Policy", "apply", "cutmix", "load_policy", "mix", "mixup", "names"]
 
 
 def apply(
@@ -99,11 +102,11 @@ def apply(
     if device.has_gpu():
         from pipeline.augment import cuda_kernel
 
-        cuda_kernel.launch(images, indices, policy.settings, policy.operations, seed, epoch, scale, shift, out)
+        cuda_kernel.launch(images, indices, policy, seed, epoch, scale, shift, out)
     else:
         from pipeline.augment import kernels
 
-        kernels.launch(images, indices, policy.settings, seed, epoch, scale, shift, out)
+        kernels.launch(images, indices, policy, seed, epoch, scale, shift, out)
     return out
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numba import config, cuda, types
 
-from pipeline.augment import pixel as px
+from pipeline.augment import compose, pixel
+from pipeline.augment.policy import Policy
 
 # Small batches are supported.
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
@@ -74,13 +75,13 @@ else:
 
 @functools.cache
 def specialised(
-    shape: tuple[int, int, int], operations: tuple[int, ...], half: bool, packed: bool, words: bool
+    shape: tuple[int, int, int], operations: tuple[str, ...], half: bool, packed: bool, words: bool
 ) -> tuple[Any, int, int, int]:
     """The kernel for one image shape, set of operations and output type.
 
     Args:
         shape: (H, W, C).
-        operations: Numbers of the enabled operations.
+        operations: Names of the enabled operations.
         half: float16 output, otherwise float32.
         packed: Write 64-bit words of four pixels: H·W is a multiple of 4 and the output is aligned.
         words: Read 64-bit words: H·W·C is a multiple of 8 and the images are aligned.
@@ -88,6 +89,7 @@ def specialised(
     Returns:
         The kernel, images per block, threads per block, and bytes of shared memory per block.
     """
+    px = compose.compiled(cuda.jit(device=True), operations)
     height, width, channels = shape
     size = height * width * channels
     group = px.GROUP if packed else 1
@@ -103,26 +105,26 @@ def specialised(
     exchanged = packed and group_words > 1
     exchange_start = images_per_block * image_bytes if staged else 0
     draws_start = exchange_start + (block * group_words * 8 if exchanged else 0)
-    shared_bytes_needed = draws_start + images_per_block * px.PARAMETER_COUNT * 4
+    operation_count = len(operations)
+    parameter_count = operation_count * compose.SLOTS
+    shared_bytes_needed = draws_start + images_per_block * parameter_count * 4
 
-    flips, translates, rotates = px.FLIP in operations, px.TRANSLATE in operations, px.ROTATE in operations
-    brightens, contrasts, noisy = px.BRIGHTNESS in operations, px.CONTRAST in operations, px.NOISE in operations
-    peppered, cuts = px.SALT_AND_PEPPER in operations, px.CUTOUT in operations
-    clips = brightens or contrasts or noisy
     draws = len(operations) > 0
+    colours = px.COLOURS and channels == 3
+    clips = px.CLIPS
     same_row = width % group == 0
     steps = -(-groups // threads_per_image)
     full = groups % threads_per_image == 0  # every thread has a group in every step
     staged_items = size // 8 if words else size
     staging_steps = -(-staged_items // threads_per_image)
-    drawing_threads = images_per_block * px.OPERATION_COUNT
+    drawing_threads = images_per_block * operation_count
     value_count = group * channels
     first_draw, first_exchanged = draws_start // 4, exchange_start // 8
     image_stride = image_bytes if staged else 0
 
     def augment(images, image_words, indices, settings, seed, epoch, scale, shift, out):
         # images uint8 [N, H·W·C]; image_words the same memory as uint64; indices int64 [M]; settings float32
-        # [operations, 3]; scale and shift C float32; out [M, …] uint64 if packed, otherwise floating point.
+        # [operations, 6]; scale and shift C float32; out [M, …] uint64 if packed, otherwise floating point.
         thread = np.uint32(cuda.threadIdx.x)
         member = np.uint32(thread // np.uint32(threads_per_image))
         lane = np.uint32(thread % np.uint32(threads_per_image))
@@ -148,38 +150,23 @@ def specialised(
                     else:
                         shared_bytes[np.uint64(member * np.uint32(image_stride)) + i] = images[place, i]
         if draws and thread < drawing_threads:
-            drawn_member = np.uint32(thread // np.uint32(px.OPERATION_COUNT))
-            operation = np.uint32(thread % np.uint32(px.OPERATION_COUNT))
-            drawn_row = np.uint32(first_row + drawn_member)
-            if drawn_row < len(indices):
-                start = np.uint32(first_draw + drawn_member * px.PARAMETER_COUNT)
-                px.draw_parameters(
-                    operation, indices[drawn_row], seed, epoch, settings, height, width, shared_floats, start
-                )
+            drawn_member = np.uint32(thread // np.uint32(operation_count))
+            operation = np.uint32(thread % np.uint32(operation_count))
+            # In the last block, threads without an image get the parameters of the last one: shared memory is
+            # uninitialised, and their reads must stay inside the image.
+            drawn_row = np.uint32(min(np.int64(first_row + drawn_member), len(indices) - 1))
+            start = np.uint32(first_draw + drawn_member * parameter_count)
+            px.draw(operation, indices[drawn_row], seed, epoch, settings, height, width, shared_floats, start)
         cuda.syncthreads()
 
-        # Threads of the last block without an image must not use uninitialised shared memory, hence `exists`.
-        drawn = np.uint32(first_draw + member * px.PARAMETER_COUNT)
-        flipped = flips and exists and shared_floats[np.uint32(drawn + px.FLIPPED)] > px.ZERO
-        shift_x = shared_floats[np.uint32(drawn + px.SHIFT_X)] if translates and exists else px.ZERO
-        shift_y = shared_floats[np.uint32(drawn + px.SHIFT_Y)] if translates and exists else px.ZERO
-        cosine = shared_floats[np.uint32(drawn + px.COSINE)] if rotates and exists else px.ONE
-        sine = shared_floats[np.uint32(drawn + px.SINE)] if rotates and exists else px.ZERO
-        contrast = shared_floats[np.uint32(drawn + px.FACTOR)] if contrasts and exists else px.ONE
-        brightness = shared_floats[np.uint32(drawn + px.OFFSET)] if brightens and exists else px.ZERO
-        stddev = shared_floats[np.uint32(drawn + px.STDDEV)] if noisy and exists else px.ZERO
-        threshold = shared_floats[np.uint32(drawn + px.THRESHOLD)] if peppered and exists else px.ZERO
-        left = shared_floats[np.uint32(drawn + px.LEFT)] if cuts and exists else px.ZERO
-        top = shared_floats[np.uint32(drawn + px.TOP)] if cuts and exists else px.ZERO
-        side = shared_floats[np.uint32(drawn + px.SIDE)] if cuts and exists else px.ZERO
-        factor, offset = px.scale_and_offset(contrast, brightness)
+        drawn = px.load(shared_floats, np.uint32(first_draw + member * parameter_count))
+        factor, offset = px.affine(drawn)
 
         pixels = shared_bytes
         image_start = np.uint32(member * image_stride)
         if not staged:
             pixels = images[place]
 
-        whole_x, whole_y = np.int32(shift_x), np.int32(shift_y)
         result = out[np.uint64(row if exists else 0)]
         warp_lane = np.uint32(thread % np.uint32(WARP))
         exchanged_start = np.uint64(np.uint32(first_exchanged + thread * group_words))
@@ -196,47 +183,36 @@ def specialised(
                     x, y = np.int32(first_x + k), np.int32(first_y)
                     if not same_row:
                         x, y = np.int32((first + k) % np.uint32(width)), np.int32((first + k) // np.uint32(width))
-                    if rotates:
-                        at = px.inverse_map(x, y, shift_x, shift_y, cosine, sine, height, width)
-                        taps = px.bilinear_taps(at[0], at[1], flipped, height, width)
+                    if px.FRACTIONAL:
+                        at = px.move(np.float32(x), np.float32(y), height, width, drawn)
+                        columns = px.columns(at[0], width, drawn)
+                        taps = px.corners(columns, px.lines(at[1], height, drawn), width)
                         for channel in range(channels):
                             values[k * channels + channel] = px.bilinear(pixels, image_start, taps, channel, channels)
                     else:
-                        column = px.reflect(np.int32(x - whole_x), width) if translates else x
-                        line = px.reflect(np.int32(y - whole_y), height) if translates else y
-                        if flipped:
-                            column = np.int32(width - 1 - column)
+                        column = px.whole_column(x, width, drawn)
+                        line = px.whole_line(y, height, drawn)
                         start = np.uint64(image_start + np.uint32((line * width + column) * channels))
                         for channel in range(channels):
                             values[k * channels + channel] = np.float32(pixels[start + np.uint64(channel)])
                 for k in range(value_count):
                     values[k] = values[k] * factor + offset
-                if noisy and stddev > px.ZERO:
-                    for channel in range(channels):
-                        block = np.uint32((first // np.uint32(px.GROUP)) * np.uint32(channels) + np.uint32(channel))
-                        noise_words = px.philox(index, px.NOISE, block, px.PER_PIXEL, seed, epoch)
-                        noise = px.box_muller(noise_words[0], noise_words[1]) + px.box_muller(
-                            noise_words[2], noise_words[3]
-                        )
-                        for k in range(group):
-                            values[k * channels + channel] += stddev * noise[(first + k) % px.GROUP]
+                if colours:
+                    for k in range(group):
+                        red, green, blue = px.colour(values[3 * k], values[3 * k + 1], values[3 * k + 2], drawn)
+                        values[3 * k], values[3 * k + 1], values[3 * k + 2] = red, green, blue
+                if px.PERTURBS:
+                    px.perturb(values, 0, first, group, channels, index, seed, epoch, drawn)
                 if clips:
                     for k in range(value_count):
                         values[k] = px.clip(values[k])
-                if peppered and threshold > px.ZERO:
-                    pixel_words = px.philox(
-                        index, px.SALT_AND_PEPPER, first // np.uint32(px.GROUP), px.PER_PIXEL, seed, epoch
-                    )
-                    for k in range(group):
-                        word = pixel_words[(first + k) % px.GROUP]
-                        if px.is_salt_or_pepper(word, threshold):
-                            for channel in range(channels):
-                                values[k * channels + channel] = px.salt_or_pepper(word)
+                if px.REPLACES:
+                    px.replace(values, 0, first, group, channels, index, seed, epoch, drawn)
                 for k in range(group):
                     x, y = np.int32(first_x + k), np.int32(first_y)
                     if not same_row:
                         x, y = np.int32((first + k) % np.uint32(width)), np.int32((first + k) // np.uint32(width))
-                    hidden = cuts and px.in_square(x, y, left, top, side)
+                    hidden = px.COVERS and px.hides(x, y, drawn)
                     for channel in range(channels):
                         change = shift[channel] if usable else NOT_A_NUMBER
                         value = values[k * channels + channel] * scale[channel] + change
@@ -269,13 +245,11 @@ def specialised(
                 for channel in range(channels):
                     result[np.uint64(number * channels + channel)] = values[channel]
 
-    scope = {**globals(), "px": px.compiled(cuda.jit(device=True))}
-    kernel = cuda.jit(px.rebound(augment, scope, "augment"))
-    return kernel, images_per_block, block, shared_bytes_needed
+    return cuda.jit(augment), images_per_block, block, shared_bytes_needed
 
 
 def launch(
-    images: Any, indices: Any, settings: Any, operations: tuple[int, ...], seed: int, epoch: int,
+    images: Any, indices: Any, policy: Policy, seed: int, epoch: int,
     scale: tuple[float, ...], shift: tuple[float, ...], out: Any,
 ) -> None:  # fmt: skip
     """Queue the kernel on CuPy's current stream and return without waiting.
@@ -283,8 +257,7 @@ def launch(
     Args:
         images: uint8 [N, H, W, C], contiguous, CuPy (NumPy under the simulator).
         indices: int64 [M], same device. The result for an index out of range is NaN.
-        settings: float32 [operations, 3], same device; the policy's probabilities and ranges.
-        operations: Numbers of the enabled operations.
+        policy: Its `settings` are on the same device.
         seed, epoch: From 0 to 2**32 - 1.
         scale: C numbers, 1 / std.
         shift: C numbers, -mean / std.
@@ -293,14 +266,14 @@ def launch(
     count, height, width, channels = images.shape
     rows, size = len(out), height * width * channels
     words = size % 8 == 0 and _address(images) % 8 == 0
-    packed = height * width % px.GROUP == 0 and _address(out) % 8 == 0
+    packed = height * width % pixel.GROUP == 0 and _address(out) % 8 == 0
     kernel, images_per_block, block, shared_bytes = specialised(
-        (height, width, channels), operations, out.dtype == np.float16, packed, words
+        (height, width, channels), policy.operations, out.dtype == np.float16, packed, words
     )
     flat = images.reshape(count, size)
     target = out.reshape(rows, size)
     flat_words, target = flat.view(np.uint64) if words else flat, target.view(np.uint64) if packed else target
-    arrays = [flat, flat_words, indices, settings, target]
+    arrays = [flat, flat_words, indices, policy.settings, target]
     stream = 0
     if not SIMULATED:
         import cupy

@@ -26,17 +26,7 @@ def example_policies(height: int, width: int) -> dict[str, dict[str, Any]]:
         Arguments of `augment.load_policy`, by operation.
     """
     side = min(height, width)
-    parameters: dict[str, dict[str, Any]] = {
-        "flip": {},
-        "translate": {"pixels": side // 6},
-        "rotate": {"degrees": 30},
-        "brightness": {"delta": 0.3},
-        "contrast": {"amount": 0.7},
-        "noise": {"stddev": [0.0, 0.15]},
-        "salt_and_pepper": {"rate": [0.0, 0.15]},
-        "cutout": {"side": max(side // 3, 1)},
-    }
-    return {name: {"name": name, name: parameters[name]} for name in augment.OPERATIONS}
+    return {name: {"name": name, name: operation.example(side)} for name, operation in augment.OPERATIONS.items()}
 
 
 def draws(

@@ -1,6 +1,6 @@
 """The augmentation kernel for the CPU: parallel over images.
 
-`cuda_kernel` is its counterpart for the GPU; both call the functions of `pixel`.
+`cuda_kernel` is its counterpart for the GPU; both call the functions of `compose`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Any
 import numba
 import numpy as np
 
+from pipeline.augment import compose
 from pipeline.augment import pixel as px
+from pipeline.augment.operations import OPERATIONS
+from pipeline.augment.policy import Policy
 
 IMAGES_AT_ONCE = 1024  # float16 output is computed in float32 in blocks of this size
+OPERATION_COUNT, SLOTS = len(OPERATIONS), compose.SLOTS
 
 
 def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
@@ -23,81 +27,89 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
     for row in numba.prange(len(indices)):
         index = indices[row]
         image = images[index].reshape(size)
-        drawn = np.empty(px.PARAMETER_COUNT, np.float32)
-        for operation in range(px.OPERATION_COUNT):
-            px.draw_parameters(operation, index, seed, epoch, settings, height, width, drawn, 0)
-        flipped = drawn[px.FLIPPED] > px.ZERO
-        factor, offset = px.scale_and_offset(drawn[px.FACTOR], drawn[px.OFFSET])
+        values = out[row]
+        parameters = np.empty(OPERATION_COUNT * SLOTS, np.float32)
+        for operation in range(OPERATION_COUNT):
+            px.draw(operation, index, seed, epoch, settings, height, width, parameters, 0)
+        drawn = px.load(parameters, 0)
+        factor, offset = px.affine(drawn)
 
-        if drawn[px.COSINE] != px.ONE or drawn[px.SINE] != px.ZERO:
+        if px.entangled(drawn):
             for y in range(height):
                 for x in range(width):
-                    at = px.inverse_map(
-                        x, y, drawn[px.SHIFT_X], drawn[px.SHIFT_Y], drawn[px.COSINE], drawn[px.SINE], height, width
-                    )
-                    taps = px.bilinear_taps(at[0], at[1], flipped, height, width)
+                    at = px.move(np.float32(x), np.float32(y), height, width, drawn)
+                    columns = px.columns(at[0], width, drawn)
+                    taps = px.corners(columns, px.lines(at[1], height, drawn), width)
                     for channel in range(channels):
                         value = px.bilinear(image, 0, taps, channel, channels)
-                        out[row, (y * width + x) * channels + channel] = value * factor + offset
-        else:
-            columns = np.empty(width, np.int64)
+                        values[(y * width + x) * channels + channel] = value * factor + offset
+        elif px.fractional(drawn):
+            first, second, distance = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.float32)
             for x in range(width):
-                column = px.reflect(x - np.int32(drawn[px.SHIFT_X]), width)
-                columns[x] = (width - 1 - column if flipped else column) * channels
+                at = px.move(np.float32(x), px.ZERO, height, width, drawn)
+                first[x], second[x], distance[x] = px.columns(at[0], width, drawn)
             for y in range(height):
-                start = px.reflect(y - np.int32(drawn[px.SHIFT_Y]), height) * width * channels
+                lines = px.lines(px.move(px.ZERO, np.float32(y), height, width, drawn)[1], height, drawn)
+                for x in range(width):
+                    taps = px.corners((first[x], second[x], distance[x]), lines, width)
+                    for channel in range(channels):
+                        value = px.bilinear(image, 0, taps, channel, channels)
+                        values[(y * width + x) * channels + channel] = value * factor + offset
+        else:
+            starts = np.empty(width, np.int64)
+            for x in range(width):
+                starts[x] = px.whole_column(np.int32(x), width, drawn) * channels
+            for y in range(height):
+                start = px.whole_line(np.int32(y), height, drawn) * width * channels
                 for x in range(width):
                     for channel in range(channels):
-                        value = np.float32(image[start + columns[x] + channel])
-                        out[row, (y * width + x) * channels + channel] = value * factor + offset
+                        value = np.float32(image[start + starts[x] + channel])
+                        values[(y * width + x) * channels + channel] = value * factor + offset
 
-        if drawn[px.STDDEV] > px.ZERO:
-            for first in range(0, height * width, px.GROUP):
-                for channel in range(channels):
-                    words = px.philox(
-                        index, px.NOISE, first // px.GROUP * channels + channel, px.PER_PIXEL, seed, epoch
-                    )
-                    noise = px.box_muller(words[0], words[1]) + px.box_muller(words[2], words[3])
-                    for k in range(min(px.GROUP, height * width - first)):
-                        out[row, (first + k) * channels + channel] += drawn[px.STDDEV] * noise[k]
-        if drawn[px.THRESHOLD] > px.ZERO:
-            for first in range(0, height * width, px.GROUP):
-                words = px.philox(index, px.SALT_AND_PEPPER, first // px.GROUP, px.PER_PIXEL, seed, epoch)
-                for k in range(min(px.GROUP, height * width - first)):
-                    if px.is_salt_or_pepper(words[k], drawn[px.THRESHOLD]):
-                        for channel in range(channels):
-                            out[row, (first + k) * channels + channel] = px.salt_or_pepper(words[k])
+        if channels == 3 and px.colours(drawn):
+            for i in range(0, size, 3):
+                values[i], values[i + 1], values[i + 2] = px.colour(values[i], values[i + 1], values[i + 2], drawn)
+        if px.perturbs(drawn):
+            for first_pixel in range(0, height * width, px.GROUP):
+                count = min(px.GROUP, height * width - first_pixel)
+                start = first_pixel * channels
+                px.perturb(values, start, first_pixel, count, channels, index, seed, epoch, drawn)
+        if px.replaces(drawn):  # the values are 0 or 1, so the order of this and clipping does not matter
+            for first_pixel in range(0, height * width, px.GROUP):
+                count = min(px.GROUP, height * width - first_pixel)
+                start = first_pixel * channels
+                px.replace(values, start, first_pixel, count, channels, index, seed, epoch, drawn)
         for position in range(0, size, channels):
             for channel in range(channels):
-                value = px.clip(out[row, position + channel])
-                out[row, position + channel] = value * scale[channel] + shift[channel]
-        if drawn[px.SIDE] > px.ZERO:
+                value = px.clip(values[position + channel])
+                values[position + channel] = value * scale[channel] + shift[channel]
+        if px.covers(drawn):
             for y in range(height):
                 for x in range(width):
-                    if px.in_square(x, y, drawn[px.LEFT], drawn[px.TOP], drawn[px.SIDE]):
+                    if px.hides(x, y, drawn):
                         for channel in range(channels):
-                            out[row, (y * width + x) * channels + channel] = px.ZERO
+                            values[(y * width + x) * channels + channel] = px.ZERO
 
 
 @functools.cache
 def _compiled() -> Any:
-    # Numba's cache on disk only detects changes of this file; the digest in the name also detects those of pixel.py.
-    name = f"augment_{px.SOURCE_DIGEST[:12]}"
-    scope = {**globals(), "px": px.compiled(numba.njit)}
-    return numba.njit(parallel=True, cache=True)(px.rebound(_cpu_kernel, scope, name))
+    # Numba's cache on disk only detects changes of this file; the name also changes with the operations.
+    scope = {**globals(), "px": compose.compiled(numba.njit(error_model="numpy"))}
+    kernel = compose.rebound(_cpu_kernel, scope, f"augment_{compose.DIGEST[:12]}")
+    return numba.njit(parallel=True, cache=True, error_model="numpy")(kernel)
 
 
 def launch(
-    images: Any, indices: Any, settings: Any, seed: int, epoch: int,
+    images: Any, indices: Any, policy: Policy, seed: int, epoch: int,
     scale: tuple[float, ...], shift: tuple[float, ...], out: Any,
 ) -> None:  # fmt: skip
     """Augment on the CPU and wait for the result.
 
-    The arguments are those of `cuda_kernel.launch` without `operations`, as NumPy arrays; M is at least 1, and each
-    index is from 0 to N - 1.
+    The arguments are those of `cuda_kernel.launch`, as NumPy arrays; M is at least 1, and indices are from 0 to N - 1.
     """
     kernel = _compiled()
     rows = out.reshape(len(indices), -1)
+    settings = policy.rows(tuple(OPERATIONS))
     fixed = settings, np.uint32(seed), np.uint32(epoch), np.array(scale, np.float32), np.array(shift, np.float32)
     if out.dtype == np.float32:
         kernel(images, indices, *fixed, rows)

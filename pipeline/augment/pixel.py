@@ -1,31 +1,15 @@
-"""The arithmetic of augmentation for one pixel, written once and compiled for the CPU and for CUDA.
+"""Random numbers and interpolation for the augmentation operations, compiled for the CPU and for CUDA by `compose`.
 
-The functions are plain Python on scalars. `compiled(jit)` compiles all of them: ``compiled(numba.njit)`` for the CPU,
-``compiled(numba.cuda.jit(device=True))`` for the GPU, so both draw the same random numbers and agree to float32
-rounding. Explicit casts keep integers at 32 bits, because 64-bit arithmetic, Numba's default, takes twice as many
-instructions on a GPU.
+The functions are plain Python on scalars, so both devices draw the same random numbers and agree to float32 rounding.
+Explicit casts keep integers at 32 bits, because 64-bit arithmetic, Numba's default, takes twice as many instructions
+on a GPU.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import types
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-SOURCE_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-
-# The number of an operation selects its random stream and never changes. The kernels define the order of application.
-OPERATION_COUNT = 8
-FLIP, TRANSLATE, ROTATE, BRIGHTNESS, CONTRAST, NOISE, SALT_AND_PEPPER, CUTOUT = range(OPERATION_COUNT)
-
-# Positions in the float32 array that holds the random parameters of one image.
-PARAMETER_COUNT = 12
-FLIPPED, SHIFT_X, SHIFT_Y, COSINE, SINE, OFFSET, FACTOR, STDDEV, THRESHOLD, LEFT, TOP, SIDE = range(PARAMETER_COUNT)
 
 # Philox-4x32: multipliers, key increments, and the last word of the counter.
 MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -90,49 +74,23 @@ def cosine_and_sine(turns):
     return cosine, sine
 
 
-def draw_parameters(operation, image, seed, epoch, settings, height, width, parameters, start):
-    """Draw the random parameters of one operation for one image.
+def image_words(stream, block):
+    """Four random uint32 for an image and an operation; `block` numbers further sets of four.
 
     Args:
-        operation: FLIP to CUTOUT.
-        image: Index of the image in its split. With the seed and the epoch it determines the result.
-        settings: float32 [operations, 3]: probability, low and high end of the operation's range.
-        parameters: float32; the results are written from position `start` on. If the operation is not applied, the
-            values have no effect.
+        stream: Index of the image in its split, number of the operation, seed and epoch.
     """
-    coin, word_1, word_2, _ = philox(image, operation, np.uint32(0), PER_IMAGE, seed, epoch)
-    applied = uniform(coin) < settings[operation, 0]
-    low, high = settings[operation, 1], settings[operation, 2]
-    first, second = uniform(word_1), uniform(word_2)
-    value = low + first * (high - low)
-    if operation == FLIP:
-        parameters[start + FLIPPED] = ONE if applied else ZERO
-    elif operation == TRANSLATE:
-        # The floor comes before the sum, so that a fused multiply-add cannot round differently on another device.
-        span = np.float32(2) * high + ONE
-        parameters[start + SHIFT_X] = np.float32(math.floor(first * span)) - high if applied else ZERO
-        parameters[start + SHIFT_Y] = np.float32(math.floor(second * span)) - high if applied else ZERO
-    elif operation == ROTATE:
-        cosine, sine = cosine_and_sine(value if applied else ZERO)  # exactly 1 and 0 if not applied
-        parameters[start + COSINE] = cosine
-        parameters[start + SINE] = sine
-    elif operation == BRIGHTNESS:
-        parameters[start + OFFSET] = value if applied else ZERO
-    elif operation == CONTRAST:
-        parameters[start + FACTOR] = value if applied else ONE
-    elif operation == NOISE:
-        parameters[start + STDDEV] = value if applied else ZERO
-    elif operation == SALT_AND_PEPPER:
-        lowest = np.float32(math.floor(low * RESOLUTION))
-        steps = np.float32(math.floor(high * RESOLUTION)) - lowest + ONE
-        threshold = lowest + np.float32(math.floor(first * steps))
-        parameters[start + THRESHOLD] = min(threshold, RESOLUTION) if applied else ZERO
-    elif operation == CUTOUT:
-        # The centre is uniform over the image, so the square may extend over the edge (DeVries and Taylor, 2017).
-        reach = np.float32(math.floor(high * HALF))
-        parameters[start + LEFT] = np.float32(math.floor(first * np.float32(width))) - reach
-        parameters[start + TOP] = np.float32(math.floor(second * np.float32(height))) - reach
-        parameters[start + SIDE] = high if applied else ZERO
+    return philox(stream[0], stream[1], block, PER_IMAGE, stream[2], stream[3])
+
+
+def pixel_words(stream, block):
+    """Four random uint32 for `GROUP` neighbouring pixels of an image."""
+    return philox(stream[0], stream[1], block, PER_PIXEL, stream[2], stream[3])
+
+
+def between(values, fraction):
+    """The number at `fraction` of the way from `values[0]` to `values[1]`."""
+    return values[0] + fraction * (values[1] - values[0])
 
 
 def reflect(position, size):
@@ -150,44 +108,35 @@ def reflect_far(position, size):
     return reflect(inside, size)
 
 
-def inverse_map(x, y, shift_x, shift_y, cosine, sine, height, width):
-    """Map a pixel of the output to its position in the source: the inverse of rotation and translation.
-
-    The forward map rotates the image anticlockwise about its centre by the angle of (`cosine`, `sine`), then moves it
-    by (`shift_x`, `shift_y`).
-
-    Returns:
-        Two float32, x and y in the source; they may lie outside the image.
-    """
-    centre_x, centre_y = np.float32(width - 1) * HALF, np.float32(height - 1) * HALF
-    right = np.float32(x) - shift_x - centre_x
-    down = np.float32(y) - shift_y - centre_y
-    return centre_x + cosine * right - sine * down, centre_y + sine * right + cosine * down
+def reflect_position(position, size):
+    """Reflect a float32 position at any distance outside the image; the edge pixel is not repeated."""
+    span = np.float32(2 * (size - 1))
+    inside = abs(position)
+    if inside > span:
+        inside = inside - span * np.float32(math.floor(inside / max(span, ONE)))
+    return min(inside, span - inside)
 
 
-def bilinear_taps(x, y, flipped, height, width):
-    """The four pixels around a position, and the position's distance from the first; outside, the image is reflected.
+def neighbours(position, size):
+    """The two whole positions around a float32 position, and its distance from the first; outside, reflected."""
+    first = np.float32(math.floor(position))
+    return reflect_far(np.int32(first), size), reflect_far(np.int32(first) + np.int32(1), size), position - first
 
-    Args:
-        x, y: float32.
-        flipped: Whether the image is mirrored left to right.
+
+def corners(columns, lines, width):
+    """The four pixels around a position, from two columns and two lines, each followed by a distance (`neighbours`).
 
     Returns:
         The pixel numbers (top left, top right, bottom left, bottom right), then the distance in x and in y.
     """
-    left, top = np.float32(math.floor(x)), np.float32(math.floor(y))
-    x_0, x_1 = reflect_far(np.int32(left), width), reflect_far(np.int32(left) + np.int32(1), width)
-    y_0, y_1 = reflect_far(np.int32(top), height), reflect_far(np.int32(top) + np.int32(1), height)
-    if flipped:
-        x_0, x_1 = np.int32(width - 1 - x_0), np.int32(width - 1 - x_1)
-    upper, lower = np.uint32(y_0 * width), np.uint32(y_1 * width)
+    upper, lower = np.uint32(lines[0] * width), np.uint32(lines[1] * width)
     return (
-        np.uint32(upper + x_0),
-        np.uint32(upper + x_1),
-        np.uint32(lower + x_0),
-        np.uint32(lower + x_1),
-        x - left,
-        y - top,
+        np.uint32(upper + columns[0]),
+        np.uint32(upper + columns[1]),
+        np.uint32(lower + columns[0]),
+        np.uint32(lower + columns[1]),
+        columns[2],
+        lines[2],
     )
 
 
@@ -197,7 +146,7 @@ def bilinear(pixels, start, taps, channel, channels):
     Args:
         pixels: uint8 [≥ start + H·W·C], images with the channels last.
         start: Position of the image's first byte.
-        taps: From `bilinear_taps`.
+        taps: From `corners`.
     """
     first = np.uint64(start) + np.uint64(channel)
     top_left = np.float32(pixels[first + np.uint64(taps[0] * channels)])
@@ -209,16 +158,6 @@ def bilinear(pixels, start, taps, channel, channels):
     return upper + taps[5] * (lower - upper)
 
 
-def scale_and_offset(factor, offset):
-    """Brightness and contrast as one affine map from a byte to a fraction of full scale: byte · scale + offset.
-
-    Args:
-        factor: Contrast, applied about mid-grey (0.5).
-        offset: Brightness, added before the contrast.
-    """
-    return factor * BYTE, (offset - HALF) * factor + HALF
-
-
 def box_muller(word_0, word_1):
     """Two independent standard normal float32 from two uint32 (Box and Muller, 1958)."""
     radius = np.float32(math.sqrt(np.float32(-2) * np.float32(math.log(ONE - uniform(word_0)))))
@@ -226,46 +165,6 @@ def box_muller(word_0, word_1):
     return radius * cosine, radius * sine
 
 
-def is_salt_or_pepper(word, threshold):
-    """Whether salt and pepper replaces the pixel with the random `word`; `threshold` is the rate times 2**24."""
-    return np.uint32(word >> np.uint32(8)) < np.uint32(threshold)
-
-
-def salt_or_pepper(word):
-    """1.0 (salt) or 0.0 (pepper) with equal probability, from a bit that `is_salt_or_pepper` does not use."""
-    return np.float32(np.uint32(word & np.uint32(1)))
-
-
 def clip(value):
     """Limit a fraction of full scale to 0 … 1."""
     return min(max(value, ZERO), ONE)
-
-
-def in_square(x, y, left, top, side):
-    """Whether the pixel (x, y) lies in the square of `side` pixels with the top left corner (`left`, `top`)."""
-    across, down = np.float32(x) - left, np.float32(y) - top
-    return ZERO <= across < side and ZERO <= down < side
-
-
-# In the order of definition: a function calls only functions above it.
-FUNCTIONS = [value for value in list(globals().values()) if isinstance(value, types.FunctionType)]
-
-
-def compiled(jit: Callable[[Callable[..., Any]], Any]) -> types.ModuleType:
-    """A copy of this module with all functions above compiled.
-
-    Args:
-        jit: Numba decorator, such as ``numba.njit``.
-    """
-    module = types.ModuleType(__name__)
-    vars(module).update(globals())
-    for function in FUNCTIONS:
-        setattr(module, function.__name__, jit(rebound(function, vars(module), function.__name__)))
-    return module
-
-
-def rebound(function: Callable[..., Any], scope: dict[str, Any], name: str) -> Callable[..., Any]:
-    """A copy of a function under another name, which looks up its global variables in `scope`."""
-    copy = types.FunctionType(function.__code__, scope, name, function.__defaults__, function.__closure__)
-    copy.__doc__, copy.__qualname__ = function.__doc__, name
-    return copy

@@ -5,7 +5,6 @@ import pytest
 
 from pipeline import augment
 from pipeline.augment import kernels
-from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from tests.augment.test_augment import EACH, EVERYTHING, MEAN, STD, random_images
 
@@ -20,9 +19,7 @@ def on_cpu(images, policy, indices, seed, epoch):
     out = np.empty((len(indices), *images.shape[1:]), np.float32)
     if len(indices) == 0:
         return out
-    kernels.launch(
-        images, np.asarray(indices, np.int64), device.to_numpy(policy.settings), seed, epoch, scale, shift, out
-    )
+    kernels.launch(images, np.asarray(indices, np.int64), policy, seed, epoch, scale, shift, out)
     return out
 
 
@@ -51,7 +48,7 @@ def test_each_operation(name):
     assert_close(random_images(500, 32, 32, 3), EACH[name], "float32")
 
 
-@pytest.mark.parametrize("name", ["none", "light", "standard", "strong"])
+@pytest.mark.parametrize("name", ["none", "light", "standard", "strong", "photos"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_each_policy(name, dtype):
     assert_close(random_images(3000, 32, 32, 3), name, dtype)
