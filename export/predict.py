@@ -176,7 +176,7 @@ class Predictor:
             PipelineError: The image cannot be read, or is not a uint8 array with 1 or 3 channels.
         """
         if isinstance(image, ENCODED):
-            return resize_and_center_crop(decode_image(image), self.input_shape)
+            return resize_and_center_crop(decode_image(image, self.input_shape[:2]), self.input_shape)
         if getattr(image, "dtype", None) != np.uint8:
             raise PipelineError(
                 f"Expected uint8 pixels from 0 to 255, a path or bytes, got {getattr(image, 'dtype', type(image))}; "

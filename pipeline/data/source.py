@@ -207,7 +207,7 @@ def _decode_rows(rows: list[_Row], *, size: tuple[int, int] | None, channels: in
     results: list[_Decoded] = []
     for label, (name, image) in rows:
         try:
-            image = decode_image(image) if isinstance(image, bytes | Path) else image
+            image = decode_image(image, size) if isinstance(image, bytes | Path) else image
         except ImageError as error:
             image = error
         if isinstance(image, np.ndarray):

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.core.errors import PipelineError
-from pipeline.data.images import ImageError, decode_image, resize_and_center_crop
+from pipeline.data.images import ImageError, decode_image, image_shape, resize_and_center_crop
 from tests.conftest import REPOSITORY
 
 RNG = np.random.default_rng(7)
@@ -38,7 +39,9 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: by
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize("kind, options", [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    "kind, options", [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("TIFF", {"compression": "tiff_lzw"})]
+)
 def test_lossless_formats_give_back_the_pixels(kind, options):
     pixels = noise()
     assert np.array_equal(decode_image(encoded(Image.fromarray(pixels), kind, **options)), pixels)
@@ -83,6 +86,43 @@ def test_sixteen_bit_transparent_grey_becomes_white():
     rows = b"\0" + wide.astype(">u2").tobytes()
     decoded = decode_image(png(2, 1, 16, 0, rows, png_chunk(b"tRNS", struct.pack(">H", 1000))))
     assert decoded.ravel().tolist() == [255, 10]
+
+
+def test_sixteen_bit_grey_with_alpha_is_grey_over_white(tmp_path):
+    wide = np.array([[[0x8000, 0xFFFF], [0x8000, 0], [0x2000, 0x8000]]], np.uint16)
+    path = tmp_path / "alpha.png"
+    path.write_bytes(png(3, 1, 16, 4, b"\0" + wide.astype(">u2").tobytes()))
+    share = 0x8000 / 0xFFFF
+    expected = [0x8000 / 257, 255, 0x2000 / 257 * share + 255 * (1 - share)]
+    decoded = decode_image(path)
+    assert decoded.shape == image_shape(path) == (1, 3, 1)
+    assert np.abs(decoded.ravel() - expected).max() <= 1
+
+
+def test_sixteen_bit_tiff_is_scaled_and_32_bits_are_refused():
+    wide = np.array([[0, 128, 129, 257], [32768, 65535, 65406, 65407]], np.uint16)
+    expected = np.rint(wide / 65535 * 255).astype(np.uint8)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(wide), "TIFF"))[..., 0], expected)
+    for dtype in (np.float32, np.int32):
+        with pytest.raises(ImageError, match="32-bit"):
+            decode_image(encoded(Image.fromarray(wide.astype(dtype)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind, tolerance", [("TIFF", 0), ("HEIF", 4), ("AVIF", 4)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photo_formats_are_decoded_upright(tmp_path, kind, tolerance, orientation):
+    colours = np.array([[[230, 40, 40], [40, 230, 40], [40, 40, 230]], [[230, 230, 40], [20, 20, 20], [240, 240, 240]]])
+    pixels = np.kron(colours, np.ones((32, 32, 1))).astype(np.uint8)
+    seen = np.rot90(pixels, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(Image.fromarray(pixels), kind, exif=exif.tobytes(), quality=95))
+    decoded = decode_image(path)
+    assert decoded.shape == image_shape(path) == seen.shape
+    assert np.abs(decoded.astype(int) - seen).mean() <= tolerance
+    grey = decode_image(encoded(Image.fromarray(pixels[..., 0]), kind))
+    assert grey.shape == (64, 96, 1)
 
 
 def test_palette_images_show_their_colours():
@@ -154,12 +194,72 @@ def test_the_first_frame_of_a_gif():
         ("BMP", {}),
         ("GIF", {}),
         ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("HEIF", {}),
+        ("AVIF", {}),
     ],
 )
 def test_a_truncated_image_is_refused(kind, options, share):
     data = encoded(Image.fromarray(noise(40, 60)), kind, **options)
     with pytest.raises(ImageError):
         decode_image(data[: int(len(data) * share)])
+
+
+def test_the_checksum_of_png_pixels_is_verified():
+    data = encoded(Image.fromarray(noise()))
+    position = data.index(b"IEND") - 5  # the last byte before the length of IEND
+    with pytest.raises(ImageError, match="checksum"):
+        decode_image(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+
+
+def test_a_png_without_its_end_is_refused():
+    data = encoded(Image.fromarray(noise()))
+    for removed in (1, 4, 12):
+        with pytest.raises(ImageError, match="truncated"):
+            decode_image(data[:-removed])
+    assert np.array_equal(decode_image(data + b"trailer"), decode_image(data))
+
+
+def photo(height, width):
+    """An image with large and small structures: mean level, a gradient, waves and noise."""
+    y, x = np.mgrid[:height, :width] / height
+    waves = [np.sin(20 * x + 7 * y), np.sin(90 * y * x), np.cos(35 * (x - y))]
+    image = 128 + 70 * np.stack(waves, axis=-1) + RNG.normal(0, 10, (height, width, 1))
+    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_scaled_decoding_changes_a_photo_little(mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(600, 900).convert(mode), "JPEG", quality=92, exif=exif)
+    full, scaled = decode_image(data), decode_image(data, (64, 48))
+    assert full.shape[:2] == ((600, 900) if orientation == 1 else (900, 600))
+    assert scaled.shape == (full.shape[0] // 4, full.shape[1] // 4, full.shape[2])
+    shape = (64, 48, full.shape[2])
+    difference = np.abs(resize_and_center_crop(full, shape).astype(int) - resize_and_center_crop(scaled, shape))
+    assert difference.mean() < 1 and difference.max() <= 8
+
+
+@pytest.mark.parametrize("size", [None, (151, 151), (600, 900), (10, 300), (2000, 2000)])
+def test_decoding_is_not_scaled_above_a_quarter_of_the_size(size):
+    data = encoded(photo(600, 900), "JPEG")
+    assert np.array_equal(decode_image(data, size), decode_image(data))
+
+
+def test_scaled_decoding_of_12_megapixels_is_three_times_faster():
+    data = encoded(Image.fromarray(np.tile(np.array(photo(600, 800)), (5, 5, 1))), "JPEG", quality=92)
+
+    def seconds(size):
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            resize_and_center_crop(decode_image(data, size), (224, 224, 3))
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert seconds(None) > 3 * seconds((224, 224))
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

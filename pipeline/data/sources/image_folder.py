@@ -1,8 +1,9 @@
 """`image_folder`: your own images, one folder per class.
 
 Either ``data_dir/CLASS/*.jpg``, or ``data_dir/train/CLASS/…`` and optionally ``test/`` and ``validation/`` (or
-``val/``, ``valid/``, ``dev/``). Images are PNG, JPEG, BMP, GIF or WebP files, also in subfolders of the class.
-Images in other formats, such as HEIC and TIFF, are listed as unreadable; other files are ignored.
+``val/``, ``valid/``, ``dev/``). Images are PNG, JPEG, BMP, GIF, WebP, TIFF, HEIC or AVIF files, also in
+subfolders of the class. Images in other formats, such as camera raw files, are listed as unreadable; other files are
+ignored.
 """
 
 from __future__ import annotations
