@@ -67,6 +67,10 @@ class DatasetSettings(_Model):
     image_size: Annotated[Any, PlainValidator(_image_size)] = None
     channels: Literal[1, 3, None] = None
     class_names: Names = None
+    file: PathText = None
+    file_column: Name | None = None
+    label_column: Name | None = None
+    split_column: Name | None = None
     test_fraction: Fraction = 0.2
     validation_fraction: Fraction = 0.1
     seed: int = 0

@@ -30,8 +30,11 @@ from pipeline.data.dataset import Dataset, Rejected, Split
 from pipeline.data.images import decoder_version
 from pipeline.data.source import Source, check_contents, decode
 
-_SOURCES = ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder")
-_OWN_DATA = ("parquet", "image_folder")  # whose splits the user can change
+_SOURCES = ("digits", "cifar10", "fashion_mnist", "tiny_imagenet", "parquet", "image_folder", "table")
+_OWN_DATA = ("parquet", "image_folder", "table")  # whose splits the user can change
+_ONLY_FOR = {  # the dataset of each setting that only one of them uses
+    "class_names": "parquet", "file": "table", "file_column": "table", "label_column": "table", "split_column": "table",
+}  # fmt: skip
 _TEST_SEED = 0  # fixed, so that no run trains on another run's test images
 _log = logging.getLogger(__name__)
 _warn_once = functools.cache(_log.warning)
@@ -49,6 +52,10 @@ def load_dataset(
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
+    file: str | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -67,6 +74,10 @@ def load_dataset(
             fit, the longer one cropped around the centre. None keeps the size, which must be the same for all images.
         channels: 1 converts all images to grey, 3 to RGB. None keeps the channels, which must be the same for all.
         class_names: The names of labels 0 to K - 1, for `parquet` files without class names.
+        file: The name of the ``table`` in `data_dir`, if that is a folder with several CSV or Parquet files.
+        file_column: The column of the ``table`` with the file names; by default ``file`` or another usual name.
+        label_column: The column with the labels; by default ``label`` or ``class``.
+        split_column: The column with the splits; by default ``split`` if the table has it.
         test_fraction: Fraction of each class for the test split if the source has none; the choice does not depend on
             `seed`.
         validation_fraction: Fraction of the training images of each class for the validation split if the source
@@ -110,8 +121,9 @@ def load_from_settings(settings: DatasetSettings, **replaced: Any) -> Dataset:
     settings = DatasetSettings.parse(settings.model_dump() | replaced, "dataset")
     if settings.name not in _SOURCES:
         raise PipelineError(f"There is no dataset {settings.name!r}; choose one of: {', '.join(_SOURCES)}.")
-    if settings.class_names is not None and settings.name != "parquet":
-        raise PipelineError(f"class_names is only for the dataset 'parquet', got {settings.name!r}; leave it out.")
+    for setting, name in _ONLY_FOR.items():
+        if getattr(settings, setting) is not None and settings.name != name:
+            raise PipelineError(f"{setting} is only for the dataset {name!r}, got {settings.name!r}; leave it out.")
     data_dir = Path(settings.data_dir).expanduser().resolve() if settings.data_dir is not None else None
     source = importlib.import_module(f"pipeline.data.sources.{settings.name}").source(data_dir, settings)
     header, splits = _cached(source, settings)

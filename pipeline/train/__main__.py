@@ -24,7 +24,7 @@ Train a network on images, evaluate it on the test split, and save everything in
 TensorBoard's files are written to logs/NAME. Without settings it trains a small network on handwritten digits.
 
 common settings:
-  dataset=NAME          digits, cifar10, fashion_mnist, tiny_imagenet, image_folder or parquet
+  dataset=NAME          digits, cifar10, fashion_mnist, tiny_imagenet, image_folder, table or parquet
   data_dir=FOLDER       folder of the dataset, also for downloads
   model=NAME            cnn, resnet18, vit_lite or fashion_mlp
   augment=NAME          none, light, standard, cutout, strong or hybrid
