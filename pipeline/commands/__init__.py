@@ -1,1 +1,1 @@
-"""Commands in one file: image-pipeline (console.py), and python -m pipeline.compare, pipeline.lab, pipeline.workers."""
+"""Commands in one file: image-pipeline (console.py), and python -m pipeline.compare, find_lr, lab, workers."""

@@ -13,6 +13,7 @@ from pipeline.core.errors import PipelineError
 
 COMMANDS = {
     "train": ("pipeline.train", "train a network and save the run in runs/NAME"),
+    "find_lr": ("pipeline.find_lr", "find a learning rate with a short range test"),
     "evaluate": ("pipeline.evaluate", "evaluate a run on a split of its dataset"),
     "compare": ("pipeline.compare", "compare the finished runs of a folder"),
     "export tflite": ("export.tflite", "convert a run to TFLite: float32, float16, INT8"),

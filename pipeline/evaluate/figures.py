@@ -236,6 +236,26 @@ def training_curves(result: dict[str, Any]) -> Figure:
     return figure
 
 
+def learning_rate_figure(rates: numpy.ndarray, losses: numpy.ndarray, suggestion: float) -> Figure:
+    """The mean training loss of a range test against the learning rate.
+
+    Args:
+        rates: float [S], the learning rates.
+        losses: float [S], the mean losses.
+        suggestion: The suggested learning rate, drawn as a vertical line.
+    """
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    axes.plot(rates, losses)
+    axes.axvline(suggestion, color="C1", linestyle="--", label=f"suggestion {suggestion:g}")
+    low, high = losses.min(), losses[0]
+    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))  # without the divergence
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically; raises `DiskError` if the file cannot be written."""
     with files.atomic_write(path) as temporary:
