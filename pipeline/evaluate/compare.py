@@ -5,6 +5,7 @@ report(Path("runs/sweep"))  # prints the table; writes comparison.csv and compar
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ from pipeline.core.errors import PipelineError
 from pipeline.evaluate import figures
 
 METRICS = ("epochs", "train_seconds", "images_per_second", "validation_accuracy", "test_accuracy")
-# Short headings, so that the printed table fits into 80 characters.
+SETTINGS = ("dataset", "model", "augment", "optimizer", "learning_rate", "batch_size")
+# Short headings, so that the printed table is narrow.
 HEADINGS = {
-    "parameters": "weights", "train_seconds": "seconds", "images_per_second": "images/s", "test_accuracy": "test",
+    "parameters": "weights", "learning_rate": "rate", "batch_size": "batch",
+    "train_seconds": "seconds", "images_per_second": "images/s", "test_accuracy": "test",
 }  # fmt: skip
 FORMATS = {
-    "weights": "{:,}".format, "seconds": "{:,.1f}".format, "images/s": "{:,.0f}".format, "test": "{:.2%}".format,
+    "weights": "{:,}".format, "rate": "{:g}".format, "seconds": "{:,.1f}".format, "images/s": "{:,.0f}".format,
+    "test": "{:.2%}".format,
 }  # fmt: skip
 
 
@@ -34,8 +38,9 @@ def table(folder: Path) -> Any:
         folder: The folder of a multirun, or ``runs`` for all runs.
 
     Returns:
-        A pandas dataframe with the columns ``run``, ``dataset``, ``model``, ``augment``, ``parameters`` and `METRICS`;
-        ``train_seconds`` and ``images_per_second`` are measured in training.
+        A pandas dataframe with the columns ``run``, `SETTINGS`, ``parameters``, `METRICS` and ``group``;
+        ``train_seconds`` and ``images_per_second`` are measured in training, and ``group`` is equal for runs that
+        differ only in the seed.
 
     Raises:
         PipelineError: The folder is missing or contains no finished run.
@@ -48,7 +53,7 @@ def table(folder: Path) -> Any:
     for run in runs.below(folder):
         name = os.path.relpath(run.path, folder.resolve())
         try:
-            rows.append({"run": name, **_columns(run)})
+            rows.append({"run": name, **_columns(run), "group": _settings_but_seed(run)})
         except PipelineError as error:
             print(f"skipped {name}: {error}", file=sys.stderr)
     if not rows and (folder / "metrics.json").is_file():
@@ -60,16 +65,41 @@ def table(folder: Path) -> Any:
 
 
 def _columns(run: runs.Run) -> dict[str, Any]:
-    card, metrics = run.card, run.metrics
+    card, metrics, config = run.card, run.metrics, run.config
     if "test_accuracy" not in metrics:
         raise PipelineError(f"it has no test_accuracy; evaluate it: python -m pipeline.evaluate {run.path}")
     return {
         "dataset": card.dataset,
         "model": card.model,
-        "augment": policy_label(run.config.augment),
+        "augment": policy_label(config.augment),
+        "optimizer": config.optimizer.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "batch_size": config.batch_size,
         "parameters": card.parameters,
         **{key: metrics[key] for key in METRICS},
     }
+
+
+def _settings_but_seed(run: runs.Run) -> str:
+    """Text that is equal for runs that differ only in the seed."""
+    settings = run.config.model_copy(update={"seed": 0, "name": None, "resume": None}).plain()
+    return json.dumps(settings, sort_keys=True)
+
+
+def seeds(frame: Any) -> Any:
+    """Mean and standard deviation over the runs that differ only in the seed.
+
+    Args:
+        frame: The result of `table`.
+
+    Returns:
+        A pandas dataframe with a row for each group of at least two runs: ``run`` (of the best one), ``seeds`` (number
+        of runs), ``mean`` and ``std`` (of the sample, with N - 1) of the test accuracy, highest mean first.
+    """
+    grouped = frame.groupby("group").agg(
+        run=("run", "first"), seeds=("run", "size"), mean=("test_accuracy", "mean"), std=("test_accuracy", "std")
+    )
+    return grouped[grouped["seeds"] > 1].sort_values("mean", ascending=False).reset_index(drop=True)
 
 
 def policy_label(policy: dict[str, Any]) -> str:
@@ -88,10 +118,16 @@ def policy_label(policy: dict[str, Any]) -> str:
 def report(folder: Path) -> None:
     """Print the table of a folder and write ``comparison.csv`` and ``comparison.png`` into it; raises like `table`."""
     frame = table(folder)
-    hidden = ["validation_accuracy", *(["dataset"] if frame["dataset"].nunique() == 1 else [])]
-    shown = frame.drop(columns=hidden).rename(columns=HEADINGS)
+    repeated = seeds(frame)
+    frame = frame.drop(columns="group")
+    common = [key for key in SETTINGS if frame[key].nunique() == 1] if len(frame) > 1 else ["dataset"]
+    shown = frame.drop(columns=["validation_accuracy", *common]).rename(columns=HEADINGS)
     shown.index += 1  # the figure shows the same numbers
-    print(f"{folder}\n{shown.to_string(formatters=FORMATS)}")
+    equal = ", ".join(f"{key.replace('_', ' ')} {frame[key][0]}" for key in common)
+    print(f"{folder}{f' (all runs: {equal})' if equal else ''}\n{shown.to_string(formatters=FORMATS)}")
+    if len(repeated):
+        print("\ntest accuracy of runs that differ only in the seed; std is the standard deviation")
+        print(repeated.to_string(index=False, formatters={"mean": "{:.2%}".format, "std": "{:.2%}".format}) + "\n")
     csv, png = folder / "comparison.csv", folder / "comparison.png"
     files.write_bytes(csv, frame.to_csv(index=False).encode())
     figures.save_figure(png, figures.comparison_figure(frame))

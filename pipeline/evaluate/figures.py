@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_RUNS = 30  # runs in the legend of a comparison
+NAMED_CLASSES = 220  # in a confusion matrix; with more classes only colours are drawn
 LINE_SPACING = 1.35  # of titles, as a multiple of their size
 CHARACTER_WIDTH = 0.6  # of titles, as a multiple of their size
 POINTS_PER_INCH = 72
@@ -158,17 +159,24 @@ def confusion_matrix_figure(labels: numpy.ndarray, predictions: numpy.ndarray, c
     classes = len(class_names)
     counts = confusion_matrix(labels, predictions, labels=list(range(classes)))
     shares = counts / numpy.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = min(12.0, 2.5 + 0.45 * classes)
-    figure = _figure(size, size, layout=None)
+    many = classes > 30
+    size = min(2.5 + (0.16 if many else 0.45) * classes, 36)
+    figure = _figure(size, size, layout="constrained" if many else None)
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # With many classes most confusions are a small share of a row; the square root makes them visible.
+    axes.imshow(numpy.sqrt(shares) if many else shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"Accuracy {(labels == predictions).mean():.2%}")
-    if classes <= 30:
-        axes.set_xticks(range(classes), class_names, rotation=60, ha="right")
-        axes.set_yticks(range(classes), class_names)
+    if classes <= NAMED_CLASSES:
+        font, number = (6, 5) if many else (None, 7)
+        names = [textwrap.shorten(str(name), 30, placeholder="…") for name in class_names] if many else class_names
+        axes.set_xticks(range(classes), names, rotation=90 if many else 60, ha="center" if many else "right")
+        axes.set_yticks(range(classes), names)
+        axes.tick_params(labelsize=font, top=many, labeltop=many, right=many, labelright=many)
         for row, column in numpy.argwhere(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=7)
+            colour = "white" if shares[row, column] > (0.25 if many else 0.5) else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=number)
+        for tick in axes.get_xticklabels() if many else []:
+            tick.set_rotation(90)
     return figure
 
 
@@ -196,6 +204,8 @@ def comparison_figure(frame: Any) -> Figure:
     Args:
         frame: The pandas dataframe of `compare.table`, best run first.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     rows = frame.to_dict("records")
     figure = _figure(12, max(4, 1 + 0.2 * min(len(rows), LEGEND_RUNS)))
     panels = figure.subplots(1, 2, sharey=True)
@@ -210,11 +220,20 @@ def comparison_figure(frame: Any) -> Figure:
             panel.annotate(str(number), point, fontsize=7, color="white", ha="center", va="center", zorder=order)
         panel.set(xlabel=label, xscale="log")
         panel.margins(x=0.2)
+        # Labels at 1, 2 and 5 times a power of ten; matplotlib labels every minor tick of a short range.
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e4 else _short(value)))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy")
     handles, names = (entries[:LEGEND_RUNS] for entries in panels[0].get_legend_handles_labels())
     figure.legend(handles, names, loc="outside right upper", fontsize=7, frameon=False)
     return figure
+
+
+def _short(value: float) -> str:
+    """A large number with a unit prefix: 20000 becomes 20k, 5000000 becomes 5M."""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
 
 
 def training_curves(result: dict[str, Any]) -> Figure:

@@ -29,7 +29,7 @@ def write_report(executed: Sequence[Path], title: str, path: Path) -> None:
     for file in executed:
         notebook = nbformat.read(file, as_version=4)
         book.metadata = notebook.metadata
-        contents.append(f"1. [{_heading(notebook) or file.stem}](#{file.stem})")
+        contents.append(f"- [{_heading(notebook) or file.stem}](#{file.stem})")
         book.cells += [nbformat.v4.new_markdown_cell(f'<a id="{file.stem}"></a>'), *notebook.cells]
     book.cells.insert(0, nbformat.v4.new_markdown_cell("\n".join([f"# {title}", "", *contents])))
     for number, cell in enumerate(book.cells):

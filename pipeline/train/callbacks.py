@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -58,15 +60,15 @@ def replay(stopper: list[Any], progress: checkpoints.Progress) -> None:
 
 
 def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: Any) -> Any:
-    """Keras's TensorBoard callback, which after each epoch writes the metrics and a histogram of every weight.
+    """A Keras callback that writes all of a run's TensorBoard files into one folder, so that it is one run there.
 
-    It also writes, at the start, the augmentation gallery, the graph and the hyper-parameters, and at the end the
-    confusion matrix of the validation split.
+    It writes the settings, the augmentation gallery and the graph at the start, the metrics and a histogram of every
+    weight after each epoch, and the confusion matrix of the validation split at the end.
 
     Args:
-        folder: ``logs/NAME``; curves go to its subfolders ``train`` and ``validation``.
+        folder: ``logs/NAME``.
         loop: The loop that trains.
-        settings: The settings that are logged as hyper-parameters.
+        settings: The settings; `hyperparameters` says which of them are logged.
         dataset: The training dataset.
     """
     tf = device.tensorflow()
@@ -75,34 +77,71 @@ def tensorboard_callback(folder: Path, loop: Loop, settings: Settings, dataset: 
 
     network = loop.network
 
-    class TensorBoardFiles(keras.callbacks.TensorBoard):
+    class TensorBoardFiles(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
-            super().on_train_begin(logs)
+            self.writer = tf.summary.create_file_writer(str(folder))
             chosen = permutation(settings.seed, 0, len(dataset.train.labels))[:GALLERY_IMAGES]
             sample = dataset.train.images[device.to_device(chosen)]  # random, so that it contains several classes
             grid = gallery.policy_grid(sample, loop.policy, dataset.mean, dataset.std, settings.seed)
-            with self._train_writer.as_default(step=0):
+            with self.writer.as_default(step=0):
+                hparams.hparams(hyperparameters(settings), trial_id=settings.name)
                 tf.summary.image("augmentation", grid[None])
                 forward = tf.function(lambda images: network(images, training=False))
                 shape = (1, *network.input_shape[1:])
                 with ops.without_custom_operations():  # do not compile them for a graph that is only displayed
                     graph = forward.get_concrete_function(tf.TensorSpec(shape, network.compute_dtype)).graph
                 tf.summary.graph(graph)
-            with tf.summary.create_file_writer(str(folder)).as_default():
-                hparams.hparams(flatten(settings.plain()), trial_id=settings.name)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            super().on_epoch_end(epoch + 1, logs)
+            with self.writer.as_default(step=epoch + 1):
+                for name, value in (logs or {}).items():
+                    tf.summary.scalar(scalar_tag(name), value)
+                for variable in network.weights:
+                    tf.summary.histogram(variable.path, variable.value)
+            self.writer.flush()
 
         def on_train_end(self, logs: Any = None) -> None:
             predictions = loop.evaluate(dataset.validation)["predictions"]
             labels = device.to_numpy(dataset.validation.labels)
             figure = figures.confusion_matrix_figure(labels, predictions, dataset.class_names)
-            with self._val_writer.as_default(step=settings.epochs):
+            with self.writer.as_default(step=settings.epochs):
                 tf.summary.image("confusion_matrix", figures.figure_pixels(figure)[None])
-            super().on_train_end(logs)
+            self.writer.close()
 
-    return TensorBoardFiles(str(folder), histogram_freq=1, write_graph=False)
+    return TensorBoardFiles()
+
+
+def scalar_tag(name: str) -> str:
+    """TensorBoard's name of a value of an epoch: ``val_loss`` becomes ``loss/validation``, next to ``loss/train``."""
+    if name.startswith("val_"):
+        return f"{name[4:]}/validation"
+    return f"{name}/train" if name in ("loss", "accuracy") else name
+
+
+def write_test_accuracy(folder: Path, accuracy: float, epochs: int) -> None:
+    """Add the test accuracy to a run's TensorBoard files; the HParams page shows it next to the settings."""
+    tf = device.tensorflow()
+    with tf.summary.create_file_writer(str(folder)).as_default(step=epochs):
+        tf.summary.scalar("accuracy/test", accuracy)
+
+
+def hyperparameters(settings: Settings) -> dict[str, Any]:
+    """The settings that users change, by their names on the command line, for TensorBoard's HParams page.
+
+    The network's options are included; paths, digests and settings of the machine are not.
+    """
+    values = {
+        "dataset": settings.dataset.name,
+        "dataset.image_size": settings.dataset.image_size,
+        "model": settings.model.name,
+        "augment": settings.augment.get("name", "custom"),
+        **{f"optimizer.{key}": value for key, value in settings.optimizer.plain().items() if key != "name"},
+        **{key: getattr(settings, key) for key in ("epochs", "batch_size", "seed", "label_smoothing", "precision")},
+        **{f"model.{key}": value for key, value in settings.model.options.items()},
+    }
+    values["optimizer"] = settings.optimizer.name
+    given = {key: value for key, value in values.items() if value is not None}
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in given.items()}
 
 
 def wandb_callback(folder: Path, settings: Settings) -> Any:
@@ -146,7 +185,11 @@ def wandb_callback(folder: Path, settings: Settings) -> Any:
             self.run.log({"epoch": epoch + 1, **(logs or {})}, step=epoch + 1)
 
         def on_train_end(self, logs: Any = None) -> None:
+            offline = self.run.settings.mode == "offline"
+            files = Path(self.run.dir).parent
             self.run.finish()
+            if offline:
+                print(f"W&B files: {files}; upload them with: wandb sync {shlex.quote(os.path.relpath(files))}")
 
         def on_train_failed(self) -> None:
             if self.run is not None:
@@ -161,15 +204,6 @@ def end_failed(callbacks: Iterable[Any]) -> None:
         if hasattr(callback, "on_train_failed"):
             with contextlib.suppress(Exception):  # report the error that ended the training, not this one
                 callback.on_train_failed()
-
-
-def flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    """Flatten nested settings to dotted names for TensorBoard's HParams page, which accepts only numbers and text."""
-    import pandas
-
-    (flat,) = pandas.json_normalize(settings).to_dict("records")
-    given = {key: value for key, value in flat.items() if value is not None}
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in given.items()}
 
 
 class ProgressBar:

@@ -19,7 +19,15 @@ from pipeline.data.load import load_from_settings
 from pipeline.evaluate.metrics import TOP5_ABOVE_CLASSES
 from pipeline.evaluate.run import evaluate_run
 from pipeline.train import checkpoints, cluster, run_folder, setup
-from pipeline.train.callbacks import ProgressBar, callback_list, default_callbacks, early_stopping, end_failed, replay
+from pipeline.train.callbacks import (
+    ProgressBar,
+    callback_list,
+    default_callbacks,
+    early_stopping,
+    end_failed,
+    replay,
+    write_test_accuracy,
+)
 from pipeline.train.head import fit_head
 from pipeline.train.loop import Loop
 
@@ -146,5 +154,6 @@ def fit(
 def finish(loop: Loop, settings: Settings, dataset: Any, folder: Path, progress: checkpoints.Progress) -> runs.Run:
     """Save the run with its best weights and evaluate it on the test split."""
     run = run_folder.save_run(folder, loop, settings, dataset, progress)
-    evaluate_run(run, dataset, "test")
+    measured = evaluate_run(run, dataset, "test")
+    write_test_accuracy(run_folder.LOGS / settings.name, measured["test_accuracy"], settings.epochs)
     return run

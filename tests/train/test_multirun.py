@@ -61,6 +61,32 @@ def test_multirun_makes_a_run_folder_for_each_combination_and_compares_them():
     assert Path("runs/sweep/comparison.csv").read_text(encoding="utf-8").count("\n") == 5
 
 
+def test_seeds_are_averaged(capsys):
+    settings = config.compose([*SMALL, "dataset.data_dir=x"])
+    card = {
+        "name": "", "model": "cnn", "dataset": "digits", "class_names": ["0", "1"], "input_shape": [8, 8, 1],
+        "mean": [0.5], "std": [0.5], "precision": "float32", "parameters": 10, "data_digest": "", "versions": {},
+    }  # fmt: skip
+    metrics = {"epochs": 1, "train_seconds": 20.0, "images_per_second": 10.0, "validation_accuracy": 0.5}
+    for rate, seed, accuracy in ((0.1, 0, 0.5), (0.1, 1, 0.6), (0.1, 2, 0.7), (0.2, 0, 0.65), (0.3, 0, 0.8)):
+        folder = Path("runs/sweep", f"{rate} {seed}")
+        folder.mkdir(parents=True)
+        (folder / "model.keras").touch()
+        optimizer = settings.optimizer.model_copy(update={"learning_rate": rate})
+        values = settings.model_copy(update={"seed": seed, "optimizer": optimizer}).plain()
+        (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        (folder / "model_card.json").write_text(json.dumps(card), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "test_accuracy": accuracy}), encoding="utf-8")
+    (row,) = compare.seeds(compare.table(Path("runs/sweep"))).to_dict("records")
+    assert (row["run"], row["seeds"]) == ("0.1 2", 3)
+    assert (row["mean"], row["std"]) == (pytest.approx(0.6), pytest.approx(0.1))  # of 0.5, 0.6 and 0.7
+    compare.report(Path("runs/sweep"))
+    printed = capsys.readouterr().out
+    assert "60.00%" in printed and "10.00%" in printed and "batch size 64" in printed
+    header = Path("runs/sweep/comparison.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert "optimizer,learning_rate,batch_size" in header and "group" not in header
+
+
 def test_a_sweep_reached_through_a_link_is_found(tmp_path):
     (tmp_path / "elsewhere/sweep/seed=1").mkdir(parents=True)
     (tmp_path / "elsewhere/sweep/seed=1/model.keras").touch()
@@ -173,6 +199,7 @@ def test_wandb_keeps_an_offline_run():
     assert answer.returncode == 0, answer.stderr
     (record,) = Path("runs/tracked/wandb").glob("offline-run-*/*.wandb")
     assert b"val_accuracy" in record.read_bytes()
+    assert f"wandb sync {record.parent}" in answer.stdout
 
 
 def test_wandb_keeps_the_jobs_of_a_sweep_apart_also_after_one_that_failed():

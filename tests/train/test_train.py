@@ -391,21 +391,22 @@ def test_keras_callbacks_and_early_stopping_work():
 
 
 def test_tensorboard_files_hold_what_the_readme_promises():
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
-    train.train(small("epochs=2", "name=board"))
-    train_events, validation_events = (
-        EventAccumulator(f"logs/board/{part}", size_guidance={"tensors": 0}).Reload()
-        for part in ("train", "validation")
-    )
-    tags = set(train_events.Tags()["tensors"])
-    assert {"augmentation", "epoch_loss", "epoch_accuracy", "epoch_learning_rate", "epoch_images_per_second"} <= tags
-    assert any(tag.startswith("logits/kernel") or "logits/kernel" in tag for tag in tags)
-    assert train_events.Tags()["graph"]
-    assert {"epoch_loss", "epoch_accuracy", "confusion_matrix"} <= set(validation_events.Tags()["tensors"])
-    assert [event.step for event in train_events.Tensors("epoch_loss")] == [1, 2]
-    hyperparameters = EventAccumulator("logs/board").Reload().PluginTagToContent("hparams")
-    assert any(b"learning_rate" in content for content in hyperparameters.values())
+    run = train.train(small("epochs=2", "name=board"))
+    board = EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory("logs").Reload()
+    assert list(board.Runs()) == ["board"]  # one run of the training is one run in TensorBoard
+    events = board.GetAccumulator("board")
+    tags = set(events.Tags()["tensors"])
+    assert {"augmentation", "confusion_matrix", "loss/train", "accuracy/train", "loss/validation"} <= tags
+    assert {"accuracy/validation", "accuracy/test", "learning_rate", "images_per_second"} <= tags
+    assert any("logits/kernel" in tag for tag in tags)
+    assert events.Tags()["graph"]
+    assert [event.step for event in events.Tensors("loss/train")] == [1, 2]
+    accuracy = float(device.tensorflow().make_ndarray(events.Tensors("accuracy/test")[-1].tensor_proto))
+    assert accuracy == pytest.approx(run.metrics["test_accuracy"])
+    content = b"".join(events.PluginTagToContent("hparams").values())
+    assert b"optimizer.learning_rate" in content and b"batch_size" in content and b"digest" not in content
 
 
 def test_permutation_holds_every_image_once_and_changes_with_epoch_and_seed():
