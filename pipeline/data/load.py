@@ -224,7 +224,8 @@ def _report_near_duplicates(splits: dict[str, Split], location: str) -> None:
         if len(found):
             first, partner = split.sources.iloc[int(found[0])], train.sources.iloc[int(partners[0])]
             _warn_once(
-                f"{len(found)} of {len(split)} {name} images of {location} are nearly equal to a training image, such "
-                f"as {first} to {partner}, so the {name} accuracy will be too high; put all images of a scene into "
-                "the same split (folders train, validation and test)."
+                f"{location} contains near-duplicates in different splits: {len(found)} of {len(split)} {name} images "
+                f"show the same scene as a training image, such as {first} and {partner}. This makes the {name} "
+                "accuracy too high; put all images of a scene into the same split (folders train, validation and test, "
+                "or the split column of a table)."
             )

@@ -20,7 +20,7 @@ _CHUNK_VALUES = 2**24  # values computed at a time
 _TABLES = 16  # hash tables; more tables find more candidates
 _DISTANCE = 32  # bits, of 128, in which candidates may differ
 _BUCKET = 32  # candidates of an image in each table
-_SIMILARITY = (0.75, 0.97)  # lowest and highest limit of the similarity
+_SIMILARITY = (0.8, 0.97)  # lowest and highest limit of the similarity
 _FLAT = 64  # length of the differences below which an image is noise on a plain area
 
 
@@ -28,7 +28,7 @@ def find(images: Any, others: Any) -> tuple[Any, Any]:
     """Find the images that show the same scene as one of the others.
 
     The similarity of two images is the correlation of the brightness differences between neighbouring areas, which does
-    not depend on brightness and contrast, for the best shift of up to 6 % of the image. It must be at least 0.75, and
+    not depend on brightness and contrast, for the best shift of up to 6 % of the image. It must be at least 0.8, and
     more for datasets in which all images are similar, such as digits. Plain areas without structure are not found.
 
     Args:
@@ -40,16 +40,20 @@ def find(images: Any, others: Any) -> tuple[Any, Any]:
         similar of the `others`; in the same memory.
     """
     xp = device.xp()
+    nothing = xp.arange(0), xp.arange(0)
     if not len(images) or not len(others):
-        return xp.arange(0), xp.arange(0)
+        return nothing
     images, others = _thumbnails(images), _thumbnails(others)
-    first, second = _candidates(_hashes(images), _hashes(others))
-    if not len(first):
-        return xp.arange(0), xp.arange(0)
+    pairs = _candidates(_hashes(images), _hashes(others))
+    if not len(pairs):  # CuPy's unique does not accept empty arrays
+        return nothing
+    first, second = pairs // len(others), pairs % len(others)
     similarity = _similarity(images, others, first, second)
     similar = similarity >= _limit(others)
+    if not similar.any():
+        return nothing
     first, second, similarity = first[similar], second[similar], similarity[similar]
-    order = xp.lexsort(xp.stack([-similarity, first]))
+    order = xp.lexsort(xp.stack([-similarity.astype(np.float64), first.astype(np.float64)]))
     found, start = xp.unique(first[order], return_index=True)
     return found, second[order][start]
 
@@ -63,7 +67,8 @@ def _thumbnails(images: Any) -> Any:
     result = xp.empty((count, _SIDE, _SIDE), np.float32)
     size = max(1, _CHUNK_VALUES // (height * width * channels))
     for start in range(0, count, size):
-        grey = images[start : start + size].astype(np.float32) @ weights
+        chunk = images[start : start + size].astype(np.float32)
+        grey = (chunk.reshape(-1, channels) @ weights).reshape(chunk.shape[:3])
         result[start : start + size] = rows @ grey @ columns
     return result
 
@@ -86,8 +91,8 @@ def _hashes(thumbnails: Any) -> Any:
     return xp.concatenate([right.reshape(count, -1), down.reshape(count, -1)], axis=1)
 
 
-def _candidates(hashes: Any, others: Any) -> tuple[Any, Any]:
-    """Pairs (index, index of another) of hashes that agree in all bits of a table and differ in few of the others."""
+def _candidates(hashes: Any, others: Any) -> Any:
+    """int64 [P]: pairs, i · M + j, of hashes i and others j that agree in all bits of a table and in most of the 128."""
     xp = device.xp()
     generator = np.random.default_rng(0)
     count = max(8, len(others).bit_length() - 4)  # bits of the hash in a table; a bucket then contains about 16 images
@@ -95,21 +100,23 @@ def _candidates(hashes: Any, others: Any) -> tuple[Any, Any]:
     pairs = []
     for _ in range(_TABLES):
         bits = generator.choice(hashes.shape[1], count, replace=False)
-        keys, other_keys = hashes[:, bits] @ powers, others[:, bits] @ powers
+        keys, other_keys = ((values[:, bits] * powers).sum(axis=1) for values in (hashes, others))
         order = xp.argsort(other_keys)
         begin = xp.searchsorted(other_keys[order], keys, side="left")
         end = xp.searchsorted(other_keys[order], keys, side="right")
         for offset in range(_BUCKET):
             members = xp.flatnonzero(begin + offset < end)
             pairs.append(members * len(others) + order[begin[members] + offset])
-    pairs = xp.unique(xp.concatenate(pairs))
-    first, second = pairs // len(others), pairs % len(others)
+    pairs = xp.concatenate(pairs)
+    if len(pairs):
+        pairs = xp.unique(pairs)
     near = xp.zeros(len(pairs), bool)
     size = _CHUNK_VALUES // hashes.shape[1]
     for start in range(0, len(pairs), size):
-        part = slice(start, start + size)
-        near[part] = (hashes[first[part]] != others[second[part]]).sum(axis=1) <= _DISTANCE
-    return first[near], second[near]
+        part = pairs[start : start + size]
+        differing = hashes[part // len(others)] != others[part % len(others)]
+        near[start : start + size] = differing.sum(axis=1) <= _DISTANCE
+    return pairs[near]
 
 
 def _differences(thumbnails: Any, down: int = 0, right: int = 0) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import device
-from pipeline.data import cache, statistics
+from pipeline.data import cache, near_duplicates, statistics
 from pipeline.data.load import load_dataset
 
 pytestmark = pytest.mark.gpu
@@ -181,3 +181,13 @@ def test_hand_over_to_tensorflow(digits):
     tensor = device.to_tensorflow(digits.train.images)
     assert "GPU" in tensor.device
     assert np.array_equal(tensor.numpy(), digits.train.images.get())
+
+
+def test_near_duplicates_are_found_on_the_gpu():
+    coarse = RNG.integers(0, 200, (300, 8, 8, 3), dtype=np.uint8)
+    train = np.kron(coarse, np.ones((1, 8, 8, 1), np.uint8))
+    found, partners = near_duplicates.find(device.to_device(train[40:60] + np.uint8(20)), device.to_device(train))
+    assert device.to_numpy(found).tolist() == list(range(20))
+    assert device.to_numpy(partners).tolist() == list(range(40, 60))
+    nothing, _ = near_duplicates.find(device.to_device(train[:5]), device.to_device(train[100:]))
+    assert len(nothing) == 0

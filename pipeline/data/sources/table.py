@@ -4,8 +4,8 @@
     photos/1.jpg,cat,train
     photos/2.jpg,dog,test
 
-File names are relative to the table's folder. `data_dir` is the table, or its folder; `file` is then its name, for a folder
-with several tables. `file_column`, `label_column` and `split_column` name the columns.
+File names are relative to the table's folder. `data_dir` is the table, or its folder; if the folder contains several
+tables, `file` is the name of one. `file_column`, `label_column` and `split_column` name the columns.
 """
 
 from __future__ import annotations
