@@ -92,7 +92,7 @@ def _hashes(thumbnails: Any) -> Any:
 
 
 def _candidates(hashes: Any, others: Any) -> Any:
-    """int64 [P]: pairs, i · M + j, of hashes i and others j that agree in all bits of a table and in most of the 128."""
+    """int64 [P]: pairs, i · M + j, of hashes i and others j that agree in all bits of a table and in most bits."""
     xp = device.xp()
     generator = np.random.default_rng(0)
     count = max(8, len(others).bit_length() - 4)  # bits of the hash in a table; a bucket then contains about 16 images
