@@ -1,8 +1,8 @@
 """Measure the speed of the augmentation kernel: ``python -m benchmarks.augment``
 
-Measures each policy on one epoch of CIFAR-sized images in shuffled order, with float16 (GPU only) and float32 output.
-On a GPU, CUDA events measure the kernel's time, which is compared with a device-to-device copy of the same number of
-bytes (read plus written). Every figure is the median after a warm-up.
+Measures each policy on one epoch of images in shuffled order, with float16 (GPU only) and float32 output. On a GPU, CUDA
+events measure the kernel's time, which is compared with a device-to-device copy of the same number of bytes (read plus
+written). Every figure is the median after a warm-up. ``--size 224 --images 2000`` measures photos.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline import augment
 from pipeline.core import cli, device
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-POLICIES = ("standard", "none", "light", "strong")
+POLICIES = ("standard", "none", "light", "strong", "photos")
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
@@ -94,12 +94,14 @@ def measure(count: int, shape: tuple[int, int, int], repeats: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augment", description=__doc__.split(":")[0])
     parser.add_argument("--images", type=cli.positive, default=50_000, help="images in the epoch (default: 50000)")
+    parser.add_argument("--size", type=cli.positive, default=32, help="width and height of the images (default: 32)")
     repeats = 50 if device.has_gpu() else 5
     parser.add_argument("--repeats", type=cli.positive, default=repeats, help="timed launches (default: %(default)s)")
     arguments = parser.parse_args()
-    figures = measure(arguments.images, (32, 32, 3), arguments.repeats)
+    size = arguments.size
+    figures = measure(arguments.images, (size, size, 3), arguments.repeats)
     machine = device.describe()
-    print(f"{machine['gpu'] or machine['cpu']}: {arguments.images:,} images of 32×32×3")
+    print(f"{machine['gpu'] or machine['cpu']}: {arguments.images:,} images of {size}×{size}×3")
     print(f"{'policy':<10} {'output':<8} {'ms':>9} {'images/s':>15} {'TB/s':>8} {'of a copy':>10}")
     for row in figures["launches"]:
         print(

@@ -17,7 +17,6 @@ from pipeline.augment.operations import OPERATIONS
 from pipeline.augment.policy import Policy
 
 IMAGES_AT_ONCE = 1024  # float16 output is computed in float32 in blocks of this size
-OPERATION_COUNT, SLOTS = len(OPERATIONS), compose.SLOTS
 
 
 def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
@@ -28,28 +27,36 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
         index = indices[row]
         image = images[index].reshape(size)
         values = out[row]
-        parameters = np.empty(OPERATION_COUNT * SLOTS, np.float32)
-        for operation in range(OPERATION_COUNT):
-            px.draw(operation, index, seed, epoch, settings, height, width, parameters, 0)
+        parameters = np.copy(px.NEUTRAL)
+        for operation in range(len(settings)):
+            if settings[operation, 1] > px.ZERO:
+                px.draw(operation, index, seed, epoch, settings, height, width, parameters, 0)
         drawn = px.load(parameters, 0)
         factor, offset = px.affine(drawn)
 
         if px.entangled(drawn):
+            across, down = np.empty(width, np.float32), np.empty(width, np.float32)
             for y in range(height):
                 for x in range(width):
-                    at = px.move(np.float32(x), np.float32(y), height, width, drawn)
-                    columns = px.columns(at[0], width, drawn)
-                    taps = px.corners(columns, px.lines(at[1], height, drawn), width)
+                    across[x], down[x] = np.float32(x), np.float32(y)
+                px.moves(across, down, height, width, drawn)
+                for x in range(width):
+                    columns = px.columns(across[x], width, drawn)
+                    taps = px.corners(columns, px.lines(down[x], height, drawn), width)
                     for channel in range(channels):
                         value = px.bilinear(image, 0, taps, channel, channels)
                         values[(y * width + x) * channels + channel] = value * factor + offset
         elif px.fractional(drawn):
+            side = max(height, width)
+            across, down = np.empty(side, np.float32), np.empty(side, np.float32)
+            for i in range(side):
+                across[i] = down[i] = np.float32(i)
+            px.moves(across, down, height, width, drawn)
             first, second, distance = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.float32)
             for x in range(width):
-                at = px.move(np.float32(x), px.ZERO, height, width, drawn)
-                first[x], second[x], distance[x] = px.columns(at[0], width, drawn)
+                first[x], second[x], distance[x] = px.columns(across[x], width, drawn)
             for y in range(height):
-                lines = px.lines(px.move(px.ZERO, np.float32(y), height, width, drawn)[1], height, drawn)
+                lines = px.lines(down[y], height, drawn)
                 for x in range(width):
                     taps = px.corners((first[x], second[x], distance[x]), lines, width)
                     for channel in range(channels):
@@ -94,7 +101,7 @@ def _cpu_kernel(images, indices, settings, seed, epoch, scale, shift, out):
 @functools.cache
 def _compiled() -> Any:
     # Numba's cache on disk only detects changes of this file; the name also changes with the operations.
-    scope = {**globals(), "px": compose.compiled(numba.njit(error_model="numpy"))}
+    scope = {**globals(), "px": compose.compiled(numba.njit(error_model="numpy", forceinline=True))}
     kernel = compose.rebound(_cpu_kernel, scope, f"augment_{compose.DIGEST[:12]}")
     return numba.njit(parallel=True, cache=True, error_model="numpy")(kernel)
 

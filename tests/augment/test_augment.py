@@ -84,6 +84,13 @@ def test_large_images():
     np.testing.assert_allclose(augmented(images, EVERYTHING), expected(images, EVERYTHING), atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(8, 40, 3), (40, 8, 1), (1, 9, 3)])
+def test_zoom_of_an_image_without_a_part_of_the_allowed_aspect_ratio(shape):
+    """Like torchvision, it shows the largest centred part after ten attempts."""
+    images, policy = random_images(12, *shape), {"zoom": {"area": [0.8, 1]}}
+    np.testing.assert_allclose(augmented(images, policy), expected(images, policy), atol=1e-4)
+
+
 def test_a_quarter_turn_is_exact():
     images = random_images(300, 10, 10, 3)
     turned = augmented(images, {"rotate": {"degrees": 180}}, (0, 0, 0), (1, 1, 1)) * 255
