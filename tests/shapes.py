@@ -33,3 +33,9 @@ def draw_shapes(folder, images_per_class=100, size=64, seed=0, classes=tuple(COR
             ImageDraw.Draw(image).polygon(corners, fill=colour)
             image.save(target / f"{number}.png")
     return Path(folder)
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(draw_shapes(sys.argv[1]))

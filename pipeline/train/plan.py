@@ -20,7 +20,7 @@ LARGEST_CLASS = 1000  # images per class; with more, training from scratch is an
 GREY = 0.5  # fraction of grey images from which on the dataset counts as grey
 IMBALANCE = 3.0
 NATIVE_SIZE = 224
-MIN_STEPS = 600
+MIN_STEPS = 800
 MEMORY_FRACTION = 0.5
 BYTES_PER_PIXEL = {"pretrained": 1600, "other": 2600}  # of layer outputs and gradients, per input pixel of the network
 CPU_IMAGES_PER_SECOND = {"pretrained": 12.5, "head": 80.0}  # for each core, at 224×224
@@ -77,7 +77,7 @@ def choose(summary: Any, settings: Settings, given: set[str]) -> tuple[dict[str,
         chosen["model"] = "pretrained" if pretrained else "cnn"
     name = chosen.get("model", settings.model.name)
     if name == "pretrained":
-        chosen |= {"optimizer": "adamw", "augment": "light", "epochs": 5, "batch_size": 16}
+        chosen |= {"optimizer": "adamw", "augment": "photos", "epochs": 5, "batch_size": 16}
         if "optimizer" not in given:
             chosen |= {"optimizer.learning_rate": 1e-3, "optimizer.backbone_factor": 0.2}
     else:

@@ -21,6 +21,7 @@ from pipeline.train.loop import SINGLE, Loop
 from pipeline.train.setup import build_deployable
 
 LOGS = Path("logs")
+FEW_VALIDATION_IMAGES = 100
 
 # Settings and dataset settings that may differ between the processes of one training.
 PER_MACHINE_SETTINGS = {"name", "resume", "data_dir", "data_digest", "tracker", "cluster"}
@@ -202,12 +203,12 @@ def config_fingerprint(settings: Settings, dataset: Any, progress: checkpoints.P
     return {key: repr(value) for key, value in sorted(common.items())}
 
 
-def save_epoch(folder: Path, loop: Loop, progress: checkpoints.Progress) -> None:
+def save_epoch(folder: Path, loop: Loop, progress: checkpoints.Progress, validation_images: int) -> None:
     """Write the best weights, the checkpoint and the history after an epoch.
 
     This order keeps the folder consistent if the process is killed in between.
     """
-    best = max(range(progress.epoch), key=lambda epoch: (progress.history[epoch]["val_accuracy"], epoch)) + 1
+    best = best_epoch([epoch["val_accuracy"] for epoch in progress.history], validation_images)
     progress.best_epoch = best
     if not loop.workers.is_chief:
         return
@@ -218,6 +219,18 @@ def save_epoch(folder: Path, loop: Loop, progress: checkpoints.Progress) -> None
         writer = csv.DictWriter(file, ["epoch", *progress.history[0]])
         writer.writeheader()
         writer.writerows({"epoch": number, **logs} for number, logs in enumerate(progress.history, start=1))
+
+
+def best_epoch(accuracies: Sequence[float], validation_images: int) -> int:
+    """The epoch, from 1, whose weights are kept: the best one, and of equal ones the latest.
+
+    With fewer than `FEW_VALIDATION_IMAGES` images, epochs count as equal within one standard error of the best accuracy
+    (the one-standard-error rule of Breiman et al., 1984). The best of many noisy values is often an early epoch that
+    was lucky, and the latest epochs have the lowest learning rates.
+    """
+    best = max(accuracies)
+    error = (best * (1 - best) / validation_images) ** 0.5 if validation_images < FEW_VALIDATION_IMAGES else 0.0
+    return max(epoch for epoch, accuracy in enumerate(accuracies, start=1) if accuracy >= best - error)
 
 
 def save_run(folder: Path, loop: Loop, settings: Settings, dataset: Any, progress: checkpoints.Progress) -> runs.Run:

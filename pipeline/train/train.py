@@ -31,8 +31,6 @@ from pipeline.train.callbacks import (
 from pipeline.train.head import fit_head
 from pipeline.train.loop import Loop
 
-FEW_VALIDATION_IMAGES = 100
-
 
 def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
     """Train a network, from the dataset to the finished run folder.
@@ -92,11 +90,8 @@ def check(settings: Settings, dataset: Any) -> list[str]:
             f"batch_size={settings.batch_size} is larger than the {train_images} training images, so each epoch has "
             "only one step; set a smaller batch_size"
         )
-    if validation_images < FEW_VALIDATION_IMAGES:
-        notes.append(
-            f"only {validation_images} validation images decide which epoch is the best; set a larger "
-            "dataset.validation_fraction"
-        )
+    if validation_images < run_folder.FEW_VALIDATION_IMAGES:
+        notes.append(f"val_accuracy is measured on only {validation_images} images (dataset.validation_fraction)")
     if settings.precision == "mixed_float16" and not device.has_gpu():
         notes.append("without a GPU mixed_float16 is many times slower than precision=float32")
     return notes
@@ -137,7 +132,7 @@ def fit(
             logs["learning_rate"] = loop.learning_rate()
             progress.epoch, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - started
             progress.history.append(logs)
-            run_folder.save_epoch(folder, loop, progress)
+            run_folder.save_epoch(folder, loop, progress, len(dataset.validation))
             bar.end_epoch(epoch, logs)
             listeners.on_epoch_end(epoch, logs)
     except BaseException:

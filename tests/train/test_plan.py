@@ -13,7 +13,7 @@ from pipeline import runs
 from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
 from pipeline.data.load import load_from_settings
-from pipeline.train import optimizers, plan, setup
+from pipeline.train import optimizers, plan, run_folder, setup
 from pipeline.train.__main__ import read_overrides, work
 from pipeline.train.head import fit_head
 from pipeline.train.train import train
@@ -234,3 +234,12 @@ def test_a_finished_run_is_extended(tmp_path, monkeypatch, capsys):
     long = train(small("name=long", "epochs=5"))
     assert rates[2:] == pytest.approx([epoch["learning_rate"] for epoch in long.metrics["history"][2:]])
     assert "95 % confidence interval" in capsys.readouterr().out
+
+
+def test_with_few_validation_images_the_latest_of_equally_good_epochs_is_kept():
+    accuracies = [0.5, 0.9, 0.7, 0.88, 0.8]
+    assert run_folder.best_epoch(accuracies, 1000) == 2
+    assert run_folder.best_epoch(accuracies, 40) == 4  # the standard error is 0.047
+    assert run_folder.best_epoch([0.5, 0.5], 1000) == 2
+    for end in range(2, 6):  # an epoch that was kept once is kept, or a later one
+        assert run_folder.best_epoch(accuracies[:end], 40) <= run_folder.best_epoch(accuracies, 40)
