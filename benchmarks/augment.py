@@ -1,8 +1,8 @@
 """Measure the speed of the augmentation kernel: ``python -m benchmarks.augment``
 
-Measures each policy on one epoch of images in shuffled order, with float16 (GPU only) and float32 output. On a GPU, CUDA
-events measure the kernel's time, which is compared with a device-to-device copy of the same number of bytes (read plus
-written). Every figure is the median after a warm-up. ``--size 224 --images 2000`` measures photos.
+Measures each policy on one epoch of images in shuffled order, with float16 (GPU only) and float32 output. On a GPU,
+CUDA events measure the kernel's time, which is compared with a device-to-device copy of the same number of bytes (read
+plus written). Every figure is the median after a warm-up. ``--size 224 --images 2000`` measures photos.
 """
 
 from __future__ import annotations
