@@ -18,10 +18,9 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.settings import Settings
 from pipeline.train import checkpoints, cluster
 from pipeline.train.loop import SINGLE, Loop
-from pipeline.train.setup import build_deployable
+from pipeline.train.setup import FEW_VALIDATION_IMAGES, build_deployable
 
 LOGS = Path("logs")
-FEW_VALIDATION_IMAGES = 100
 
 # Settings and dataset settings that may differ between the processes of one training.
 PER_MACHINE_SETTINGS = {"name", "resume", "data_dir", "data_digest", "tracker", "cluster"}

@@ -14,8 +14,11 @@ from pipeline import augment, models, runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError
 from pipeline.core.settings import ModelSettings, Settings
+from pipeline.data.dataset import SPLITS
 from pipeline.train import cluster, optimizers
 from pipeline.train.loop import SINGLE, Loop
+
+FEW_VALIDATION_IMAGES = 100
 
 
 def resolve(settings: Settings) -> Settings:
@@ -99,6 +102,32 @@ def scale_learning_rate(settings: Settings, workers: cluster.Cluster) -> Setting
         print(f"note: the learning rate is {rate:.3g} with {workers.count} processes (learning_rate_scaling={scaling})")
     optimizer = settings.optimizer.model_copy(update={"learning_rate": rate})
     return settings.model_copy(update={"optimizer": optimizer, "learning_rate_scaling": "none"})
+
+
+def check(settings: Settings, dataset: Any) -> list[str]:
+    """Return notes about settings that do not suit the dataset or the device.
+
+    Raises:
+        PipelineError: A split is empty.
+    """
+    for split in SPLITS:
+        if len(getattr(dataset, split).labels) == 0:
+            raise PipelineError(
+                f"The {split} split is empty; add images, or set dataset.validation_fraction and "
+                "dataset.test_fraction above 0."
+            )
+    notes = []
+    train_images, validation_images = len(dataset.train.labels), len(dataset.validation.labels)
+    if settings.batch_size > train_images:
+        notes.append(
+            f"batch_size={settings.batch_size} is larger than the {train_images} training images, so each epoch has "
+            "only one step; set a smaller batch_size"
+        )
+    if validation_images < FEW_VALIDATION_IMAGES:
+        notes.append(f"val_accuracy is measured on only {validation_images} images (dataset.validation_fraction)")
+    if settings.precision == "mixed_float16" and not device.has_gpu():
+        notes.append("without a GPU mixed_float16 is many times slower than precision=float32")
+    return notes
 
 
 def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SINGLE) -> Loop:

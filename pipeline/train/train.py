@@ -12,9 +12,7 @@ from typing import Any
 
 from pipeline import runs
 from pipeline.core import device
-from pipeline.core.errors import PipelineError
 from pipeline.core.settings import Settings
-from pipeline.data.dataset import SPLITS
 from pipeline.data.load import load_from_settings
 from pipeline.evaluate.metrics import TOP5_ABOVE_CLASSES
 from pipeline.evaluate.run import evaluate_run
@@ -53,7 +51,7 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
     with run_folder.open_run_dir(settings, workers) as folder:
         # Load
         dataset = load_from_settings(settings.dataset)
-        for note in check(settings, dataset):
+        for note in setup.check(settings, dataset):
             if workers.is_chief:
                 print(f"note: {note}")
 
@@ -69,32 +67,6 @@ def train(settings: Settings, callbacks: Sequence[Any] = ()) -> runs.Run | None:
         run = finish(loop, settings, dataset, folder, progress) if workers.is_chief else None
         workers.leave()
     return run
-
-
-def check(settings: Settings, dataset: Any) -> list[str]:
-    """Return notes about settings that do not suit the dataset or the device.
-
-    Raises:
-        PipelineError: A split is empty.
-    """
-    for split in SPLITS:
-        if len(getattr(dataset, split).labels) == 0:
-            raise PipelineError(
-                f"The {split} split is empty; add images, or set dataset.validation_fraction and "
-                "dataset.test_fraction above 0."
-            )
-    notes = []
-    train_images, validation_images = len(dataset.train.labels), len(dataset.validation.labels)
-    if settings.batch_size > train_images:
-        notes.append(
-            f"batch_size={settings.batch_size} is larger than the {train_images} training images, so each epoch has "
-            "only one step; set a smaller batch_size"
-        )
-    if validation_images < run_folder.FEW_VALIDATION_IMAGES:
-        notes.append(f"val_accuracy is measured on only {validation_images} images (dataset.validation_fraction)")
-    if settings.precision == "mixed_float16" and not device.has_gpu():
-        notes.append("without a GPU mixed_float16 is many times slower than precision=float32")
-    return notes
 
 
 def fit(
