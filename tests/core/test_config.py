@@ -128,4 +128,4 @@ def test_the_help_describes_the_command_without_importing_the_training():
     )
     assert answer.stdout.startswith("usage: python -m pipeline.train")
     assert answer.stdout.endswith("set()\n")
-    assert answer.stdout.count("  python -m pipeline.train ") == 3 and "``" not in answer.stdout
+    assert answer.stdout.count("  python -m pipeline.train ") == 4 and "``" not in answer.stdout
