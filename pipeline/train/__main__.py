@@ -27,7 +27,7 @@ common settings:
   dataset=NAME          digits, cifar10, fashion_mnist, tiny_imagenet, image_folder, table or parquet
   data_dir=FOLDER       folder of the dataset, also for downloads
   model=NAME            cnn, resnet18, vit_lite or fashion_mlp
-  augment=NAME          none, light, standard, cutout, strong or hybrid
+  augment=NAME          none, light, standard, cutout, strong, hybrid or photos
   optimizer=NAME        sgd, adam or adamw
   experiment=NAME       a complete recipe from pipeline/conf/experiment
   epochs=10 batch_size=128 optimizer.learning_rate=0.1 seed=0

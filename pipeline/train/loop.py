@@ -244,7 +244,10 @@ class Loop:
     def _shards(
         self, split: Any, order: numpy.ndarray, batch: int, policy: Any, epoch: int
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield TensorFlow tensors: images [steps, batch, H, W, C] and int32 labels [steps, batch], in `order`."""
+        """Yield TensorFlow tensors in `order`: images [steps, batch, H, W, C] and int32 labels [steps, batch].
+
+        With mixup or CutMix, the labels are float32 [steps, batch, K].
+        """
         xp = device.xp()
         steps = len(order) // batch
         bytes_a_step = batch * math.prod(split.images.shape[1:]) * numpy.dtype(self.dtype).itemsize
@@ -262,6 +265,12 @@ class Loop:
                 )  # fmt: skip
                 images = images.reshape(taken, batch, *images.shape[1:])
                 labels = xp.ascontiguousarray(split.labels[indices]).reshape(taken, batch)
+                if policy.mixup or policy.cutmix:
+                    labels = xp.eye(self.network.output_shape[-1], dtype=xp.float32)[labels]
+                    for step in range(taken):
+                        images[step], labels[step] = augment.mix(
+                            images[step], labels[step], policy, seed=self.seed, epoch=epoch, step=first + step
+                        )
                 shard = device.to_tensorflow(images), device.to_tensorflow(labels)
             yield shard
 
@@ -306,9 +315,13 @@ def _floats(variables: Iterable[Any]) -> list[Any]:
 
 
 def cross_entropy(tf: Any, logits: Any, labels: Any, label_smoothing: float) -> Any:
-    """Cross-entropy with smoothed targets, float32 [N], of logits [N, K] and int32 labels [N]."""
+    """Cross-entropy with smoothed targets, float32 [N], of logits [N, K] and labels: int32 [N], or float32 [N, K]."""
     classes = logits.shape[-1]
-    targets = tf.one_hot(labels, classes, 1.0 - label_smoothing + label_smoothing / classes, label_smoothing / classes)
+    low = label_smoothing / classes
+    if labels.dtype.is_floating:
+        targets = labels * (1.0 - label_smoothing) + low
+    else:
+        targets = tf.one_hot(labels, classes, 1.0 - label_smoothing + low, low)
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 
@@ -343,7 +356,8 @@ def _training_graph(
                 losses = cross_entropy(tf, logits, labels[step], label_smoothing)
                 loss = weighted = tf.reduce_mean(losses)
                 if class_weights is not None:
-                    weighted = tf.reduce_mean(losses * tf.gather(tf.constant(class_weights, tf.float32), labels[step]))
+                    hard = tf.one_hot(labels[step], logits.shape[-1]) if labels.dtype.is_integer else labels[step]
+                    weighted = tf.reduce_mean(losses * tf.linalg.matvec(hard, tf.constant(class_weights, tf.float32)))
                 penalised = weighted + tf.add_n(network.losses) if network.losses else weighted
                 scaled = scaler.scaled(penalised)
             gradients = tape.gradient(scaled, variables)
@@ -354,7 +368,8 @@ def _training_graph(
             scaler.apply(optimizer, gradients, variables, moving, moving_before)
             for variable, before in zip(slow, slow_before, strict=True):
                 variable.assign(before + backbone_factor * (variable.value - before))
-            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels[step])
+            true = labels[step] if labels.dtype.is_integer else tf.argmax(labels[step], -1, output_type=tf.int32)
+            hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), true)
             total += loss * tf.cast(tf.shape(labels)[1], tf.float32)
             correct += tf.reduce_sum(tf.cast(hits, tf.float32))
         if workers.count > 1:

@@ -243,3 +243,21 @@ def test_with_few_validation_images_the_latest_of_equally_good_epochs_is_kept():
     assert run_folder.best_epoch([0.5, 0.5], 1000) == 2
     for end in range(2, 6):  # an epoch that was kept once is kept, or a later one
         assert run_folder.best_epoch(accuracies[:end], 40) <= run_folder.best_epoch(accuracies, 40)
+
+
+@pytest.mark.parametrize("operation", ["mixup", "cutmix"])
+def test_mixed_images_have_soft_labels(operation):
+    settings = small(f"+augment.{operation}=1.0", "epochs=3", "label_smoothing=0")
+    dataset = load_from_settings(settings.dataset)
+    loop = setup.build_loop(settings, dataset)
+    order = np.arange(100, dtype=np.int32)
+    ((_, labels),) = loop._shards(dataset.train, order, 50, loop.policy, 0)
+    ((_, hard),) = loop._shards(dataset.train, order, 50, loop.normalise_only, 0)
+    labels, hard = labels.numpy(), hard.numpy()
+    assert labels.shape == (2, 50, 10)
+    np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-6)
+    assert ((labels > 0).sum(-1) == 2).any()
+    share = np.take_along_axis(labels, hard[..., None], -1)[..., 0]  # of the image's own label
+    assert 0 < share.min() < 1
+    losses = [loop.train_epoch(dataset.train, epoch)["loss"] for epoch in range(3)]
+    assert losses[2] < losses[0]
