@@ -23,13 +23,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="a setting of python -m pipeline.train")
-    overrides = parser.parse_args().overrides
+    arguments, unknown = parser.parse_known_intermixed_args()
 
     from pipeline.data.load import load_from_settings
     from pipeline.evaluate import figures
     from pipeline.train import plan
     from pipeline.train.find_lr import range_test
 
+    overrides = plan.read_overrides(arguments.overrides, unknown)
     settings = config.compose(plan.complete(overrides)[0])
     result = range_test(settings, load_from_settings(settings.dataset))
     name = f"{settings.dataset.name}-{settings.model.name}-{settings.optimizer.name}"

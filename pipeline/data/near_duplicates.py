@@ -3,7 +3,7 @@
 found, partners = near_duplicates.find(dataset.test.images, dataset.train.images)
 
 A difference hash of grey thumbnails selects candidates, in a time that grows linearly with the number of images. The
-correlation of the thumbnails' brightness differences decides.
+correlation of the thumbnails' brightness differences and the mean colours decide.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _TABLES = 16  # hash tables; more tables find more candidates
 _DISTANCE = 32  # bits, of 128, in which candidates may differ
 _BUCKET = 32  # candidates of an image in each table
 _SIMILARITY = (0.8, 0.97)  # lowest and highest limit of the similarity
+_COLOUR = 24  # highest difference of the mean colours, 0 to 255, without the brightness
 _FLAT = 64  # length of the differences below which an image is noise on a plain area
 
 
@@ -29,7 +30,8 @@ def find(images: Any, others: Any) -> tuple[Any, Any]:
 
     The similarity of two images is the correlation of the brightness differences between neighbouring areas, which does
     not depend on brightness and contrast, for the best shift of up to 6 % of the image. It must be at least 0.8, and
-    more for datasets in which all images are similar, such as digits. Plain areas without structure are not found.
+    more for datasets in which all images are similar, such as digits. The mean colours must be similar, too. Plain
+    areas without structure are not found.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -43,13 +45,15 @@ def find(images: Any, others: Any) -> tuple[Any, Any]:
     nothing = xp.arange(0), xp.arange(0)
     if not len(images) or not len(others):
         return nothing
+    colours, other_colours = _colours(images), _colours(others)
     images, others = _thumbnails(images), _thumbnails(others)
     pairs = _candidates(_hashes(images), _hashes(others))
     if not len(pairs):  # CuPy's unique does not accept empty arrays
         return nothing
     first, second = pairs // len(others), pairs % len(others)
     similarity = _similarity(images, others, first, second)
-    similar = similarity >= _limit(others)
+    same_colours = (xp.abs(colours[first] - other_colours[second]) <= _COLOUR).all(axis=1)
+    similar = (similarity >= _limit(others)) & same_colours
     if not similar.any():
         return nothing
     first, second, similarity = first[similar], second[similar], similarity[similar]
@@ -71,6 +75,15 @@ def _thumbnails(images: Any) -> Any:
         grey = (chunk.reshape(-1, channels) @ weights).reshape(chunk.shape[:3])
         result[start : start + size] = rows @ grey @ columns
     return result
+
+
+def _colours(images: Any) -> Any:
+    """float32 [N, C]: each channel's mean minus the mean of all channels, which brightness hardly changes."""
+    xp = device.xp()
+    size = max(1, _CHUNK_VALUES // images[0].size)
+    parts = [images[start : start + size].mean(axis=(1, 2), dtype=np.float32) for start in range(0, len(images), size)]
+    means = xp.concatenate(parts)
+    return means - means.mean(axis=1, keepdims=True)
 
 
 def _areas(size: int) -> np.ndarray:

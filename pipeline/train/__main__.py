@@ -104,30 +104,6 @@ def multirun(overrides: list[str]) -> int:
     return 1 if failed else 0
 
 
-def read_overrides(words: list[str], unknown: list[str]) -> list[str]:
-    """Check the words of the command line, and replace a folder of images at the beginning by its settings.
-
-    Args:
-        words: Arguments without a leading ``-``.
-        unknown: Options that the command does not have.
-
-    Raises:
-        PipelineError: An argument is not a setting; the message says how to write it.
-    """
-    if unknown:
-        name, _, value = unknown[0].lstrip("-").partition("=")
-        following = value or next((word for word in words if "=" not in word), "VALUE")
-        raise PipelineError(f"There is no option {unknown[0]}; write {name.replace('-', '_')}={following}")
-    if words and "=" not in words[0] and Path(words[0]).is_dir():
-        words = ["dataset=image_folder", f"data_dir={words[0]}", *words[1:]]
-    for index, word in enumerate(words):
-        if "=" not in word and not word.startswith("~"):
-            before = words[index - 1] if index else ""
-            advice = f"quote a value with spaces: {shlex.quote(f'{before} {word}')}" if before else "see --help"
-            raise PipelineError(f"Expected SETTING=VALUE, got {word!r}; {advice}")
-    return words
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.train",
@@ -140,7 +116,7 @@ def main() -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="train each combination, as in seed=1,2")
     parser.add_argument("--cfg", choices=["job"], help="print all settings instead of training")
     arguments, unknown = parser.parse_known_intermixed_args()
-    arguments.overrides = read_overrides(arguments.overrides, unknown)
+    arguments.overrides = plan.read_overrides(arguments.overrides, unknown)
     if arguments.multirun:
         return multirun(arguments.overrides)
     overrides, lines = plan.complete(arguments.overrides)

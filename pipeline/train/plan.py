@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.core import config, device
+from pipeline.core.errors import PipelineError
 from pipeline.core.settings import Settings
 
 PLANNED_DATASETS = ("image_folder",)
@@ -24,6 +27,30 @@ MIN_STEPS = 800
 MEMORY_FRACTION = 0.5
 BYTES_PER_PIXEL = {"pretrained": 1600, "other": 2600}  # of layer outputs and gradients, per input pixel of the network
 CPU_IMAGES_PER_SECOND = {"pretrained": 12.5, "head": 80.0}  # for each core, at 224×224
+
+
+def read_overrides(words: list[str], unknown: list[str]) -> list[str]:
+    """Check the words of the command line, and replace a folder of images at the beginning by its settings.
+
+    Args:
+        words: Arguments without a leading ``-``.
+        unknown: Options that the command does not have.
+
+    Raises:
+        PipelineError: An argument is not a setting; the message says how to write it.
+    """
+    if unknown:
+        name, _, value = unknown[0].lstrip("-").partition("=")
+        following = value or next((word for word in words if "=" not in word), "VALUE")
+        raise PipelineError(f"There is no option {unknown[0]}; write {name.replace('-', '_')}={following}")
+    if words and "=" not in words[0] and Path(words[0]).is_dir():
+        words = ["dataset=image_folder", f"data_dir={words[0]}", *words[1:]]
+    for index, word in enumerate(words):
+        if "=" not in word and not word.startswith("~"):
+            before = words[index - 1] if index else ""
+            advice = f"quote a value with spaces: {shlex.quote(f'{before} {word}')}" if before else "see --help"
+            raise PipelineError(f"Expected SETTING=VALUE, got {word!r}; {advice}")
+    return words
 
 
 def complete(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

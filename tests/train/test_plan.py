@@ -14,7 +14,7 @@ from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
 from pipeline.data.load import load_from_settings
 from pipeline.train import optimizers, plan, run_folder, setup
-from pipeline.train.__main__ import read_overrides, work
+from pipeline.train.__main__ import work
 from pipeline.train.head import fit_head
 from pipeline.train.train import train
 from tests.shapes import draw_shapes
@@ -109,13 +109,13 @@ def test_only_prints_the_plan(shapes, tmp_path):
 def test_words_that_are_not_settings_are_explained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PipelineError, match="write epochs=5"):
-        read_overrides(["5"], ["--epochs"])
+        plan.read_overrides(["5"], ["--epochs"])
     with pytest.raises(PipelineError, match="write batch_size=8"):
-        read_overrides([], ["--batch-size=8"])
+        plan.read_overrides([], ["--batch-size=8"])
     with pytest.raises(PipelineError, match="'data_dir=my photos'"):
-        read_overrides(["dataset=image_folder", "data_dir=my", "photos"], [])
+        plan.read_overrides(["dataset=image_folder", "data_dir=my", "photos"], [])
     Path("photos").mkdir()
-    assert read_overrides(["photos", "epochs=2"], []) == ["dataset=image_folder", "data_dir=photos", "epochs=2"]
+    assert plan.read_overrides(["photos", "epochs=2"], []) == ["dataset=image_folder", "data_dir=photos", "epochs=2"]
 
 
 def small(*overrides):
