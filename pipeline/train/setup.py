@@ -149,7 +149,7 @@ def build_loop(settings: Settings, dataset: Any, workers: cluster.Cluster = SING
         same = source.card.class_names == dataset.class_names
         models.init_from(network, source.load_model().get_layer("network"), head=same)
     network.compile(optimizer=optimizer, auto_scale_loss=False)  # Keras callbacks look for model.optimizer
-    mean, std = models.normalisation(model.name, model.options) or (dataset.mean, dataset.std)
+    mean, std = models.normalisation(model.name, model.options, dataset.image_shape[2]) or (dataset.mean, dataset.std)
     return Loop(
         network,
         optimizer,
