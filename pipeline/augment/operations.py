@@ -87,6 +87,23 @@ class Operation(BaseModel):
         return {}
 
 
+class DrawnBetween:
+    """For operations with one parameter, which is uniform between the two `values`."""
+
+    @staticmethod
+    def draw(uniforms, values, height, width, stream):
+        return (between(values, uniforms[0]),)
+
+
+class Factor(DrawnBetween):
+    """For operations whose parameter is a factor from 1 - amount to 1 + amount."""
+
+    neutral = (1,)
+
+    def values(self) -> tuple[float, ...]:
+        return 1 - self.amount, 1 + self.amount
+
+
 class Flip(Operation):
     """Mirror left to right."""
 
@@ -242,7 +259,7 @@ class Translate(Operation):
         return x - p[0], y - p[1]
 
 
-class Brightness(Operation):
+class Brightness(DrawnBetween, Operation):
     """Add up to ±delta, a fraction of full scale (0.1 is 25.5 of 255), to every channel."""
 
     number = 3
@@ -257,56 +274,36 @@ class Brightness(Operation):
         return {"delta": 0.3}
 
     @staticmethod
-    def draw(uniforms, values, height, width, stream):
-        return (between(values, uniforms[0]),)
-
-    @staticmethod
     def affine(factor, offset, p):
         return factor, offset + p[0]
 
 
-class Contrast(Operation):
+class Contrast(Factor, Operation):
     """Scale about mid-grey (127.5) by a factor from 1 - amount to 1 + amount."""
 
     number = 4
-    neutral = (1,)
 
     amount: Fraction
-
-    def values(self) -> tuple[float, ...]:
-        return 1 - self.amount, 1 + self.amount
 
     @classmethod
     def example(cls, side: int) -> dict[str, Any]:
         return {"amount": 0.7}
 
     @staticmethod
-    def draw(uniforms, values, height, width, stream):
-        return (between(values, uniforms[0]),)
-
-    @staticmethod
     def affine(factor, offset, p):
         return factor * p[0], offset * p[0]
 
 
-class Saturation(Operation):
+class Saturation(Factor, Operation):
     """Scale the distance of a colour from the grey of equal luma by a factor from 1 - amount to 1 + amount."""
 
     number = 10
-    neutral = (1,)
 
     amount: Fraction
-
-    def values(self) -> tuple[float, ...]:
-        return 1 - self.amount, 1 + self.amount
 
     @classmethod
     def example(cls, side: int) -> dict[str, Any]:
         return {"amount": 0.9}
-
-    @staticmethod
-    def draw(uniforms, values, height, width, stream):
-        return (between(values, uniforms[0]),)
 
     @staticmethod
     def colour(red, green, blue, p):
@@ -314,7 +311,7 @@ class Saturation(Operation):
         return grey + p[0] * (red - grey), grey + p[0] * (green - grey), grey + p[0] * (blue - grey)
 
 
-class Hue(Operation):
+class Hue(DrawnBetween, Operation):
     """Rotate the hue in HSV by up to ±turns (0.5 reaches every hue)."""
 
     number = 11
@@ -327,10 +324,6 @@ class Hue(Operation):
     @classmethod
     def example(cls, side: int) -> dict[str, Any]:
         return {"turns": 0.3}
-
-    @staticmethod
-    def draw(uniforms, values, height, width, stream):
-        return (between(values, uniforms[0]),)
 
     @staticmethod
     def colour(red, green, blue, p):
@@ -359,7 +352,7 @@ def hue_weight(sixths):
     return min(max(np.float32(2) - distance, ZERO), ONE)
 
 
-class Noise(Operation):
+class Noise(DrawnBetween, Operation):
     """Add Gaussian noise to every value; its standard deviation stddev is a fraction of full scale."""
 
     number = 5
@@ -379,10 +372,6 @@ class Noise(Operation):
     @classmethod
     def example(cls, side: int) -> dict[str, Any]:
         return {"stddev": [0.0, 0.15]}
-
-    @staticmethod
-    def draw(uniforms, values, height, width, stream):
-        return (between(values, uniforms[0]),)
 
     @staticmethod
     def perturb(values, start, first, count, channels, stream, p):
