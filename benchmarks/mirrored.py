@@ -108,7 +108,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         return train(arguments.data_dir, arguments.precision, arguments.xla, arguments.epochs)
-    passed = [argument for argument in sys.argv[1:]]
     data = ["--data-dir", str(Path(arguments.data_dir).absolute()), "--precision", arguments.precision]
     passed = [*data, "--xla" if arguments.xla else "--no-xla", "--epochs", str(arguments.epochs)]
     measured = []

@@ -23,7 +23,7 @@ from pipeline import runs
 from pipeline.core import device
 from pipeline.core.errors import PipelineError, first_line
 from pipeline.data.images import decode_image, resize_and_center_crop
-from pipeline.evaluate.run import check_augmentation
+from pipeline.evaluate.run import average_mirrored, check_augmentation
 
 MAX_BATCH = 1024
 MAX_BATCH_PIXELS = 1 << 22
@@ -166,8 +166,8 @@ class Predictor:
     def _forward(self, images: Any) -> np.ndarray:
         if self.tta == "none":
             return self._graph.forward(images)
-        mirrored = device.xp().ascontiguousarray(images[:, :, ::-1])
-        return (self._graph.forward(images) + self._graph.forward(mirrored)) / 2
+        contiguous = device.xp().ascontiguousarray
+        return average_mirrored(lambda part: self._graph.forward(contiguous(part)), images)
 
     def read(self, image: Any) -> np.ndarray:
         """Read and resize one image, in any form that `predict` accepts; returns uint8 [H, W, C] (NumPy, on the host).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline import runs
-from pipeline.core import cli, config
+from pipeline.core import cli
 
 DESCRIPTION = """\
 Find a learning rate before a training: train about 100 steps with a growing learning rate and measure the loss
@@ -30,8 +30,7 @@ def main() -> None:
     from pipeline.train import plan
     from pipeline.train.find_lr import range_test
 
-    overrides = plan.read_overrides(arguments.overrides, unknown)
-    settings = config.compose(plan.complete(overrides)[0])
+    settings = plan.complete(plan.read_overrides(arguments.overrides, unknown)).settings
     result = range_test(settings, load_from_settings(settings.dataset))
     name = f"{settings.dataset.name}-{settings.model.name}-{settings.optimizer.name}"
     path = runs.RUNS / "find_lr" / f"{name}.png"

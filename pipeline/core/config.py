@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent.parent / "conf"
 
-TEXTS = (
-    "name",
-    "resume",
-    "init",
-    "data_dir",
-    "dataset.data_dir",
-    "dataset.cache_dir",
-)  # settings that Hydra must not parse
+# Settings that Hydra must not parse.
+TEXTS = ("name", "resume", "init", "data_dir", "dataset.data_dir", "dataset.cache_dir")
 FORMER_NAMES = {"model.alpha": "model.negative_slope"}
 
 

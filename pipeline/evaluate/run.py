@@ -6,6 +6,7 @@ matrix, the calibration curve and the most confident mistakes are drawn in its f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -44,7 +45,7 @@ def predict_probabilities(model: Any, images: Any, batch_size: int = 512, tta: s
         PipelineError: A single image does not fit into memory.
     """
     if tta == "flip":
-        return (predict_probabilities(model, images, batch_size) + predict_probabilities(model, images[:, :, ::-1])) / 2
+        return average_mirrored(lambda part: predict_probabilities(model, part, batch_size), images)
     tf = device.tensorflow()
     batch_size = min(batch_size, len(images))
     while True:
@@ -55,6 +56,11 @@ def predict_probabilities(model: Any, images: Any, batch_size: int = 512, tta: s
                 with device.explain_out_of_memory("choose a smaller network or smaller images"):
                     raise
         batch_size //= 2
+
+
+def average_mirrored(forward: Callable[[Any], numpy.ndarray], images: Any) -> numpy.ndarray:
+    """The mean of `forward` of the images [N, H, W, C] and of their mirror images, which are a view."""
+    return (forward(images) + forward(images[:, :, ::-1])) / 2
 
 
 def _predict_batches(model: Any, images: Any, batch_size: int) -> numpy.ndarray:

@@ -88,8 +88,8 @@ def multirun(overrides: list[str]) -> int:
     for job, given in config.sweep([override for override in overrides if not override.startswith("name=")]).items():
         print(f"--- {job}")
         try:
-            given, _ = plan.complete(given)
-            work(config.compose(given).model_copy(update={"name": f"{name}/{job}"}), given)
+            given, settings, _ = plan.complete(given)
+            work(settings.model_copy(update={"name": f"{name}/{job}"}), given)
         except PipelineError as error:
             if error.exit_code == 130:
                 raise
@@ -119,8 +119,7 @@ def main() -> int:
     arguments.overrides = plan.read_overrides(arguments.overrides, unknown)
     if arguments.multirun:
         return multirun(arguments.overrides)
-    overrides, lines = plan.complete(arguments.overrides)
-    settings = config.compose(overrides)
+    overrides, settings, lines = plan.complete(arguments.overrides)
     if arguments.cfg:
         from omegaconf import OmegaConf
 

@@ -17,7 +17,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.settings import Settings
 from pipeline.data.dataset import Split
 from pipeline.train import setup
-from pipeline.train.head import fit_head
+from pipeline.train.head import fit_new_head
 from pipeline.train.loop import permutation
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 120
@@ -61,8 +61,7 @@ def range_test(
     setup.seed_everything(settings.seed)
     with device.explain_out_of_memory("choose a smaller network"):
         loop = setup.build_loop(settings, dataset)
-    if setup.has_new_head(settings, dataset):
-        fit_head(loop, dataset.train, balanced=settings.class_weights == "balanced")
+    fit_new_head(loop, settings, dataset)
     rates, losses, mean = [], [], 0.0
     for step, rate in enumerate(numpy.geomspace(lowest, highest, steps)):
         loop.optimizer.learning_rate = rate

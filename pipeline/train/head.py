@@ -7,10 +7,18 @@ from typing import Any
 import numpy
 
 from pipeline.core import device
+from pipeline.core.settings import Settings
+from pipeline.train import setup
 from pipeline.train.loop import Loop
 
 MAX_IMAGES = 20_000  # more images change the classifier little and take minutes
 REGULARISATION = 0.003  # scikit-learn's C for standardised features
+
+
+def fit_new_head(loop: Loop, settings: Settings, dataset: Any) -> None:
+    """Call `fit_head` with the training split if the settings give the network an untrained last layer."""
+    if setup.has_new_head(settings, dataset):
+        fit_head(loop, dataset.train, balanced=settings.class_weights == "balanced")
 
 
 def fit_head(loop: Loop, split: Any, *, balanced: bool = False) -> None:

@@ -188,10 +188,8 @@ class Loop:
             raise PipelineError("The split to evaluate is empty; add images to it.")
         faster = min(EVALUATION_BATCH_FACTOR * self.batch_size, FAST_EVALUATION_BATCH)
         batch = min(max(self.batch_size, faster), count)
-        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)  # image 0 fills the last batch
-        padded[:count] = order
         shards = []
-        for images, labels in self._shards(split, padded, batch, self.normalise_only, 0):
+        for images, labels in self._shards(split, _padded(order, batch), batch, self.normalise_only, 0):
             figures = self._guarded(self._evaluate_steps, images, labels)
             shards.append([device.to_numpy(figure).reshape(-1) for figure in figures])
         losses, predicted, ranks = (numpy.concatenate(figures)[:count] for figures in zip(*shards, strict=True))
@@ -211,10 +209,9 @@ class Loop:
 
         count = len(split.labels)
         batch = min(max(self.batch_size, FEATURES_BATCH), count)
-        padded = numpy.zeros(-(-count // batch) * batch, numpy.int32)
-        padded[:count] = numpy.arange(count)
+        order = _padded(numpy.arange(count, dtype=numpy.int32), batch)
         parts = []
-        for images, _ in self._shards(split, padded, batch, self.normalise_only, 0):
+        for images, _ in self._shards(split, order, batch, self.normalise_only, 0):
             parts += [device.to_numpy(self._guarded(extract, images[step])) for step in range(images.shape[0])]
         return numpy.concatenate(parts)[:count]
 
@@ -307,6 +304,13 @@ def permutation(seed: int, epoch: int, count: int) -> numpy.ndarray:
     """The order of `count` images in an epoch, int32 [count], in host memory: the same for the same seed and epoch."""
     generator = numpy.random.Generator(numpy.random.Philox(key=[seed, epoch]))
     return generator.permutation(numpy.int32(count)).astype(numpy.int32)
+
+
+def _padded(order: numpy.ndarray, batch: int) -> numpy.ndarray:
+    """`order` (int32 [M]) with zeros after it, so that image 0 fills the last batch."""
+    padded = numpy.zeros(-(-len(order) // batch) * batch, numpy.int32)
+    padded[: len(order)] = order
+    return padded
 
 
 def _floats(variables: Iterable[Any]) -> list[Any]:

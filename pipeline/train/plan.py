@@ -1,7 +1,8 @@
 """Choose the settings of a training from a folder of images, where the user has not set them.
 
-overrides = plan.complete(["dataset=image_folder", "data_dir=photos"])   # prints the plan
-run = train(config.compose(overrides))
+planned = plan.complete(["dataset=image_folder", "data_dir=photos"])
+print("\n".join(planned.lines))
+run = train(planned.settings)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.core import config, device
 from pipeline.core.errors import PipelineError
@@ -53,15 +54,29 @@ def read_overrides(words: list[str], unknown: list[str]) -> list[str]:
     return words
 
 
-def complete(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+class Plan(NamedTuple):
+    """The result of `complete`.
+
+    Attributes:
+        overrides: The planned overrides and those of the user.
+        settings: The settings that they compose.
+        lines: The plan as text; empty if nothing was planned.
+    """
+
+    overrides: list[str]
+    settings: Settings
+    lines: list[str]
+
+
+def complete(overrides: Sequence[str]) -> Plan:
     """Add the planned settings to those of the user, which have priority.
 
     Args:
         overrides: As for `config.compose`.
 
     Returns:
-        All overrides, and the plan as lines of text. Nothing is added, and there is no text, for a resumed run, for an
-        experiment, for ``plan=none`` and for datasets other than a folder of images.
+        The plan. Nothing is added, and there is no text, for a resumed run, for an experiment, for ``plan=none`` and
+        for datasets other than a folder of images.
 
     Raises:
         PipelineError: A setting is invalid, or the folder contains no classes.
@@ -70,14 +85,15 @@ def complete(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     planned = settings.dataset.name in PLANNED_DATASETS and settings.plan != "none"
     if not planned or settings.resume is not None or "experiment" in given:
-        return list(overrides), []
+        return Plan(list(overrides), settings, [])
     from pipeline.data.inspect import inspect_folder
 
     summary = inspect_folder(settings.dataset.data_dir)
     chosen, reasons = choose(summary, settings, given)
     added = [f"{key}={value}" for key, value in chosen.items() if key not in given]
     overrides = [*added, *overrides]
-    return overrides, describe(summary, config.compose(overrides), reasons)
+    settings = config.compose(overrides)
+    return Plan(overrides, settings, describe(summary, settings, reasons))
 
 
 def choose(summary: Any, settings: Settings, given: set[str]) -> tuple[dict[str, Any], str]:

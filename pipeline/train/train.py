@@ -26,7 +26,7 @@ from pipeline.train.callbacks import (
     replay,
     write_test_accuracy,
 )
-from pipeline.train.head import fit_head
+from pipeline.train.head import fit_new_head
 from pipeline.train.loop import Loop
 
 
@@ -81,8 +81,8 @@ def fit(
     network, workers, epochs = loop.network, loop.workers, settings.epochs
     progress = checkpoints.resume(folder / "checkpoints", loop.variables)
     workers.assert_same_config(run_folder.config_fingerprint(settings, dataset, progress))
-    if progress.epoch == 0 and workers.is_chief and setup.has_new_head(settings, dataset):
-        fit_head(loop, dataset.train, balanced=settings.class_weights == "balanced")
+    if progress.epoch == 0 and workers.is_chief:
+        fit_new_head(loop, settings, dataset)
     loop.sync_initial_state()
     stopper = early_stopping(settings.early_stopping)
     watchers = [*stopper, *callbacks, *(default_callbacks(loop, settings, dataset, folder) if workers.is_chief else [])]

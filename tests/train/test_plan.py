@@ -24,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def planned(folder, *overrides):
     """The settings and the text of the plan."""
-    complete, lines = plan.complete(["dataset=image_folder", f"data_dir={folder}", *overrides])
-    return config.compose(complete), "\n".join(lines)
+    _, settings, lines = plan.complete(["dataset=image_folder", f"data_dir={folder}", *overrides])
+    return settings, "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_the_users_settings_have_priority(shapes):
 @pytest.mark.parametrize("override", ["plan=none", "experiment=highperf_cnn"])
 def test_nothing_is_planned_where_the_user_has_a_recipe(shapes, override):
     overrides = ["dataset=image_folder", f"data_dir={shapes}", override]
-    assert plan.complete(overrides) == (overrides, [])
-    assert plan.complete(["dataset=digits"]) == (["dataset=digits"], [])
+    assert plan.complete(overrides) == (overrides, config.compose(overrides), [])
+    assert plan.complete(["dataset=digits"]) == (["dataset=digits"], config.compose(["dataset=digits"]), [])
 
 
 @pytest.mark.parametrize(
